@@ -1,0 +1,40 @@
+"""WebSocket connections under structured concurrency: every user a nursery, every connection a child task.
+
+The house, from the ground up; imports only ever point downward:
+
+- ``_words``       records, errors, events, close reasons, and the `Wire` seam
+- ``_engines``     what carries messages: trio-websocket over our own stream, or a borrowed connection
+- ``_decisions``   synchronous: who may come in, who must go, when; the ledger is the only hand that writes
+- ``_mechanisms``  what waits: keepers, connections' tasks, the audit, the `Supervisor`
+- ``_server``      the embedded server: sockets, handshakes, HTTP, the hub
+- ``cli``          the command line
+"""
+
+from ._mechanisms.audience import Audience as Audience
+from ._mechanisms.connection import Connection as Connection
+from ._mechanisms.connection import Membership as Membership
+from ._mechanisms.supervisor import Supervisor as Supervisor
+from ._mechanisms.supervisor import open_supervisor as open_supervisor
+from ._mechanisms.tally import Statistics as Statistics
+from ._words import events as events
+from ._words.closing import CloseReason as CloseReason
+from ._words.closing import End as End
+from ._words.errors import ConnectionClosed as ConnectionClosed
+from ._words.errors import Draining as Draining
+from ._words.errors import HardLimitReached as HardLimitReached
+from ._words.errors import LimitReached as LimitReached
+from ._words.errors import NotFound as NotFound
+from ._words.errors import Refused as Refused
+from ._words.errors import Superseded as Superseded
+from ._words.errors import SupervisorError as SupervisorError
+from ._words.frames import Frame as Frame
+from ._words.identity import Identity as Identity
+from ._words.limits import Limits as Limits
+from ._words.limits import Overflow as Overflow
+from ._words.limits import Policies as Policies
+from ._words.limits import SlowConsumer as SlowConsumer
+from ._words.limits import Timeouts as Timeouts
+from ._words.profiles import Profile as Profile
+from ._words.profiles import choose_profile as choose_profile
+from ._words.wire import Wire as Wire
+from ._words.wire import WireClosed as WireClosed

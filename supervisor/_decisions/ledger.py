@@ -1,0 +1,450 @@
+"""The ledger: every change of state, each one a synchronous step.
+
+A step runs from its first line to its last with no checkpoint and no Ctrl-C in between, so that all the indexes
+always agree. Events are delivered when the outermost step has ended.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import count
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import attrs
+import trio
+from trio.lowlevel import enable_ki_protection
+
+from .._words import events
+from .._words.closing import CloseReason, End
+from .._words.errors import PER_USER, TOTAL, Draining, HardLimitReached, LimitReached, Refused, Superseded
+from .._words.identity import Identity
+from .._words.limits import Limits, Policies, Timeouts
+from .._words.wire import SEVERED
+from .admission import Admit, Refuse, Wait, decide
+from .blockage import blocked_at
+from .bulletin import Bulletin
+from .dues import Act, next_due
+from .memberships import Group, Memberships
+from .roster import Roster
+from .shedding import excess, reclaimable
+from .stay import Stage, Stay, User
+
+#: An alarm that rings later than this says that our own loop stalled; what has arrived meanwhile is seen first.
+LATE = 0.25
+#: How much a handler's own deadline lies behind the moment at which its keeper ends it.
+SLACK = 1.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def step(method: Callable[Concatenate[Ledger, P], T]) -> Callable[Concatenate[Ledger, P], T]:
+    """Make a method one step: safe from Ctrl-C, its events delivered after the outermost."""
+
+    @functools.wraps(method)
+    @enable_ki_protection
+    def stepping(self: Ledger, *args: P.args, **kwargs: P.kwargs) -> T:
+        bulletin = self.bulletin
+        bulletin.depth += 1
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            bulletin.depth -= 1
+            if bulletin.pending and not bulletin.depth:
+                bulletin.deliver()
+
+    return stepping
+
+
+@attrs.define(eq=False)
+class Ledger:
+    """Everybody who is here, and the only hand that writes it down."""
+
+    limits: Limits
+    timeouts: Timeouts
+    policies: Policies
+    #: Starts the keeper of a new user.
+    keep: Callable[[User], None]
+    total: Roster
+    users: dict[str, User] = attrs.field(factory=dict)
+    connections: dict[str, Stay] = attrs.field(factory=dict)
+    memberships: Memberships = attrs.field(factory=Memberships)
+    bulletin: Bulletin = attrs.field(factory=Bulletin)
+    open: bool = True
+    _numbers: Iterator[int] = attrs.field(factory=lambda: count(1))
+
+    # -- coming ------------------------------------------------------------------------------------------------
+
+    def credentials(self, identity: Identity, handler: Callable[[Any], Awaitable[None]]) -> dict[str, Any]:
+        """What every new stay begins with: its id, and its lifetime on Trio's clock."""
+        now = trio.current_time()
+        ends_at, ends_for = now + self.limits.lifetime, CloseReason.LIFETIME
+        if identity.expires_at is not None:  # the wall clock is asked once, here; from now on it may jump
+            expires_at = now + max(0.0, identity.expires_at - time.time())
+            if expires_at < ends_at:
+                ends_at, ends_for = expires_at, CloseReason.CREDENTIAL_EXPIRED
+        return {
+            "id": f"c{next(self._numbers)}",
+            "identity": identity,
+            "handler": handler,
+            "opened_at": now,
+            "ends_at": ends_at,
+            "ends_for": ends_for,
+        }
+
+    @step
+    def admit(self, stay: Stay) -> None:
+        """The decision: `stay` gets a claim, or a place in the queue for one; or raises `Refused`."""
+        name = stay.identity.user
+        if not self.open:
+            raise self._refused(stay, Draining())
+        user = self.users.get(name)
+        if user is not None:
+            self._emergency(f"user {name!r}", user.roster)
+        self._emergency("total", self.total)
+        roster = None if user is None else user.roster
+        match decide(name, roster, self.total, self.limits, self.policies):
+            case Refuse(refusal):
+                raise self._refused(stay, refusal)
+            case Wait():
+                self._enter(stay, Stage.QUEUED)
+            case Admit(victim, sentence):
+                if victim is not None:
+                    self._leave(victim, CloseReason.EVICTED, sentence)
+                self._enter(stay, Stage.CLAIM)
+                self._take_seats(stay)
+        self._promote()  # what emergency cleanup has freed beyond this newcomer
+
+    def _refused(self, stay: Stay, refusal: Refused) -> Refused:
+        self.bulletin.post(
+            events.RefusedEvent(
+                at=trio.current_time(),
+                identity=stay.identity,
+                reason=refusal.reason,
+                text=str(refusal),
+                hard=isinstance(refusal, HardLimitReached),
+            )
+        )
+        return refusal
+
+    def _enter(self, stay: Stay, stage: Stage) -> None:
+        name = stay.identity.user
+        user = self.users.get(name)
+        if user is None:
+            user = self.users[name] = User(name, Roster.of(self.limits.per_user))
+            self.keep(user)
+        stay.host = user
+        user.vacant_since = None
+        self.connections[stay.id] = stay
+        self._refile(stay, stage)
+        if stay.identity.session is not None:
+            self.memberships.join(stay, Group("session", (name, stay.identity.session)), None)
+        user.ring_by(self._due(stay))
+
+    def _promote(self) -> None:
+        """Claims have been freed: those who wait for one get theirs, in order of arrival."""
+        for stay in list(self.total.files[Stage.QUEUED]):
+            if self.total.full:
+                return
+            if not stay.host.roster.full:
+                self._refile(stay, Stage.CLAIM)
+                self._take_seats(stay)
+                if stay.scope is not None:
+                    stay.scope.cancel()
+                stay.host.ring_by(self._due(stay))
+
+    def _take_seats(self, stay: Stay) -> None:
+        for roster in self._rosters(stay)[len(stay.seats) :]:
+            if not roster.seats.take(stay):
+                return
+        if stay.scope is not None:
+            stay.scope.cancel()
+
+    @step
+    def take_from_the_slow(self, stay: Stay) -> None:
+        """The wait for seats is over: those who leave too slowly lose theirs. Claims never exceed the limit, so
+        this always suffices."""
+        for roster in self._rosters(stay):
+            for slow in list(roster.files[Stage.LEAVING]):
+                if roster.seats in stay.seats:
+                    break
+                self._give_back(slow)
+        assert len(stay.seats) == 2, "more claims than the limit"
+
+    @step
+    def begin(
+        self, stay: Stay, task: trio.lowlevel.Task, scope: trio.CancelScope, nursery: trio.Nursery
+    ) -> bool:
+        """The connection's own task has started. False if it has been told to leave before: no handler then."""
+        if stay.end is not None:
+            return False
+        stay.begun, stay.task, stay.scope, stay.nursery = True, task, scope, nursery
+        self._rearm(stay)
+        stay.host.ring_by(self._due(stay))
+        self.bulletin.post(
+            events.Admitted(at=trio.current_time(), connection=stay.id, identity=stay.identity)
+        )
+        return True
+
+    # -- staying -----------------------------------------------------------------------------------------------
+
+    @enable_ki_protection
+    def touch(self, stay: Stay) -> None:
+        """Activity: the idle TTL starts anew. The keeper notices when the old one rings."""
+        stay.last_active = trio.current_time()
+        if stay.end is None:
+            stay.host.roster.by_activity.move_to_end(stay)
+            self.total.by_activity.move_to_end(stay)
+
+    @enable_ki_protection
+    def suspect(self, stay: Stay, *, suspected: bool) -> None:
+        """A ping or a write is outstanding, or is no longer."""
+        for roster in self._rosters(stay):
+            if suspected and stay.end is None:
+                roster.suspects[stay] = None
+            else:
+                roster.suspects.pop(stay, None)
+
+    @step
+    def join(self, stay: Stay, group: Group, metadata: Any) -> bool:
+        """Make `stay` a member of `group`; False if it is leaving already."""
+        if stay.end is not None:
+            return False
+        self.memberships.join(stay, group, metadata)
+        return True
+
+    # -- leaving -----------------------------------------------------------------------------------------------
+
+    @step
+    def leave(
+        self, stay: Stay, reason: CloseReason, text: str = "", *, code: int | None = None, grace: float = 0.0
+    ) -> bool:
+        """The funnel: the first reason wins, later ones return False.
+
+        The claim and every index are free at once, the seats when the handler is out. With `grace`, the handler is
+        cancelled only that many seconds later.
+        """
+        left = self._leave(stay, reason, text, code=code, grace=grace)
+        self._promote()
+        return left
+
+    def _leave(
+        self, stay: Stay, reason: CloseReason, text: str = "", *, code: int | None = None, grace: float = 0.0
+    ) -> bool:
+        if stay.end is not None:
+            return False
+        now = trio.current_time()
+        stay.end = End(reason, code or reason.code, text or reason.text, now)
+        self.memberships.leave_all(stay)
+        self._refile(stay, Stage.LEAVING)
+        if stay.scope is not None and grace:
+            stay.scope.deadline = min(stay.scope.deadline, now + grace)
+        elif stay.scope is not None:
+            stay.scope.cancel(stay.end.text)
+        stay.host.ring_by(self._due(stay))
+        return True
+
+    @step
+    def give_up_waiting(self, stay: Stay) -> Refused:
+        """A wait for a claim or a seat has ended without one: says why."""
+        if not self.open:
+            return Draining()
+        if stay.end is not None:
+            return Superseded(stay.end.text, stay.end.reason)
+        by_user = stay.host.roster.full
+        roster, limit = (stay.host.roster, PER_USER) if by_user else (self.total, TOTAL)
+        refusal = LimitReached(stay.identity.user, limit, len(roster.claims), roster.maximum)
+        self._leave(stay, CloseReason.LIMIT_REACHED, str(refusal))
+        return refusal
+
+    @step
+    def vacate(self, stay: Stay) -> bool:
+        """The handler is out: the seats are free. True if there may be a polite goodbye."""
+        stay.scope = stay.handler = None
+        self._give_back(stay)
+        if stay.stage is not Stage.LEAVING:
+            return False
+        self._refile(stay, Stage.CLOSING)
+        stay.host.ring_by(self._due(stay))
+        return len(self.total.files[Stage.CLOSING]) <= self.limits.closing
+
+    @step
+    def forget(self, stay: Stay) -> None:
+        """Its task is over: nothing is left of it. Idempotent."""
+        if stay.stage is Stage.GONE:
+            return
+        if stay.stage is Stage.STUCK:
+            self.bulletin.post(
+                events.HandlerReturned(at=trio.current_time(), connection=stay.id, identity=stay.identity)
+            )
+        else:
+            self._conclude(stay)
+        self._refile(stay, Stage.GONE)
+        stay.task = stay.nursery = stay.scope = stay.handler = None
+        user = stay.host
+        if not user.roster.occupied:
+            user.vacant_since = trio.current_time()
+            user.ring_by(self.next_look(user))
+
+    @step
+    def withdraw(self, stay: Stay) -> None:
+        """Its caller gave up before it had a task: it was never here."""
+        self._leave(stay, CloseReason.GOING_AWAY)
+        self._give_back(stay)
+        self.forget(stay)
+        self._promote()
+
+    def _set_aside(self, stay: Stay) -> None:
+        """Its time to leave is over, and its task is still there: everything but the task is taken back."""
+        assert stay.end is not None
+        self._of_wire(stay, stay.wire.cut, stay.end.code, stay.end.text)
+        self._give_back(stay)
+        self._refile(stay, Stage.STUCK)
+        self._conclude(stay, blocked_at(stay.task) if stay.task is not None else "not started")
+
+    def _conclude(self, stay: Stay, stuck_at: str | None = None) -> None:
+        now = trio.current_time()
+        end = stay.end
+        assert end is not None
+        stay.closed = events.Closed(
+            at=now,
+            connection=stay.id,
+            identity=stay.identity,
+            end=end,
+            duration=end.at - stay.opened_at,
+            cleanup=now - end.at,
+            stuck_at=stuck_at,
+        )
+        del self.connections[stay.id]
+        stay.wire = SEVERED
+        if stay.gone is not None:
+            stay.gone.set()
+        if stay.begun:
+            self.bulletin.post(stay.closed)
+        else:
+            self._refused(stay, Superseded(end.text, end.reason))
+
+    def _give_back(self, stay: Stay) -> None:
+        while stay.seats:
+            heir = stay.seats[-1].give_back(stay)
+            if heir is not None:
+                self._take_seats(heir)
+
+    # -- keeping time ------------------------------------------------------------------------------------------
+
+    def next_look(self, user: User) -> float:
+        """When the keeper of `user` must look again."""
+        if user.vacant_since is not None:
+            return user.vacant_since + (self.timeouts.linger if self.open else 0.0)
+        return min(map(self._due, self._timed(user)), default=float("inf"))
+
+    @step
+    def look(self, user: User, rang_for: float) -> None:
+        """The alarm set for `rang_for` has rung: do whatever is due."""
+        now = trio.current_time()
+        if now - rang_for > LATE:
+            user.grace_until = now + LATE
+        for stay in self._timed(user):
+            at, what = next_due(stay, self.limits, self.timeouts)
+            if at <= now:
+                self._act(stay, what)
+        for stay in user.roster.claims:
+            self._rearm(stay)
+        self._promote()
+
+    def _act(self, stay: Stay, what: CloseReason | Act) -> None:
+        if what is Act.SET_ASIDE:
+            self._set_aside(stay)
+        elif what is Act.PING:
+            stay.pinged_at = trio.current_time()
+            self.suspect(stay, suspected=True)
+            self._of_wire(stay, stay.wire.ping)
+        else:
+            assert isinstance(what, CloseReason)
+            self._leave(stay, what)
+
+    def _of_wire(self, stay: Stay, call: Callable[..., None], *args: Any) -> None:
+        try:
+            call(*args)
+        except Exception as exception:  # noqa: BLE001 - a wire that breaks its word must not break a step
+            self.bulletin.post(
+                events.Failed(
+                    at=trio.current_time(),
+                    what="wire",
+                    exception=exception,
+                    connection=stay.id,
+                    identity=stay.identity,
+                )
+            )
+
+    def _rearm(self, stay: Stay) -> None:
+        """A handler's own deadline is its TTL with some slack: it holds even if no keeper ever looks again."""
+        if stay.scope is not None:
+            stay.scope.deadline = min(stay.last_active + self.limits.idle_ttl, stay.ends_at) + SLACK
+
+    @step
+    def close_user(self, user: User) -> bool:
+        """Whether the user is gone. Decided and done in one step: a newcomer finds this user, or nobody."""
+        if user.vacant_since is None or trio.current_time() < self.next_look(user):
+            return False
+        del self.users[user.name]
+        return True
+
+    # -- by hand -----------------------------------------------------------------------------------------------
+
+    def _emergency(self, limit: str, roster: Roster) -> None:
+        """One more is about to come in: shed from the high-water mark, so that nobody healthy has to go."""
+        surplus = excess(len(roster.claims) + 1, roster.maximum, self.policies)
+        if surplus:
+            self._shed(limit, roster, surplus)
+
+    def _shed(self, limit: str, roster: Roster, surplus: int) -> tuple[Stay, ...]:
+        now, before = trio.current_time(), len(roster.claims)
+        victims = reclaimable(roster, surplus, now, self.limits, self.timeouts, self.policies)
+        for stay in victims:
+            self._leave(stay, CloseReason.SHED)
+        if victims:
+            shed = tuple(stay.id for stay in victims)
+            self.bulletin.post(events.EmergencyCleanup(at=now, limit=limit, before=before, shed=shed))
+        return victims
+
+    @step
+    def shed(self) -> tuple[Stay, ...]:
+        """Emergency cleanup everywhere, whatever the fill: all that is reclaimable, of everybody."""
+        victims = self._shed("total", self.total, len(self.total.claims))
+        self._promote()
+        return victims
+
+    @step
+    def shut(self) -> None:
+        """Admit nobody from now on, refuse those who wait for a claim; no user lingers."""
+        self.open = False
+        for stay in list(self.total.files[Stage.QUEUED]):
+            self._leave(stay, CloseReason.RESTART)
+        for user in self.users.values():
+            user.ring_by(trio.current_time())
+
+    @step
+    def post(self, event: events.Event) -> None:
+        """Tell everybody who wants to know."""
+        self.bulletin.post(event)
+
+    # -- filing ------------------------------------------------------------------------------------------------
+
+    def _rosters(self, stay: Stay) -> tuple[Roster, Roster]:
+        return stay.host.roster, self.total
+
+    def _refile(self, stay: Stay, stage: Stage) -> None:
+        for roster in self._rosters(stay):
+            roster.refile(stay, stage)
+        stay.stage = stage
+
+    def _due(self, stay: Stay) -> float:
+        return next_due(stay, self.limits, self.timeouts)[0]
+
+    @staticmethod
+    def _timed(user: User) -> tuple[Stay, ...]:
+        files = user.roster.files
+        return *files[Stage.CLAIM], *files[Stage.LEAVING], *files[Stage.CLOSING]

@@ -1,0 +1,58 @@
+"""Who belongs to which room, run and session: one index, readable from both ends."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from typing import Any, NamedTuple
+
+import attrs
+
+from .stay import Stay
+
+
+class Group(NamedTuple):
+    """The key of an audience: its kind, so that a room and a run of one name are two, and its name."""
+
+    kind: str
+    name: Hashable
+
+
+@attrs.define
+class Memberships:
+    """Members by group, in order of joining, each with metadata. A group without members does not exist.
+
+    The other direction is `Stay.groups`; both are written here, in one step, and nowhere else.
+    """
+
+    groups: dict[Hashable, dict[Stay, Any]] = attrs.field(factory=dict)
+
+    def join(self, stay: Stay, group: Group, metadata: Any) -> None:
+        """Make `stay` a member; joining again replaces the metadata and keeps the place."""
+        self.groups.setdefault(group, {})[stay] = metadata
+        stay.groups[group] = metadata
+
+    def leave(self, stay: Stay, group: Hashable) -> bool:
+        """End one membership; False if there was none."""
+        if group not in stay.groups:
+            return False
+        del stay.groups[group]
+        members = self.groups[group]
+        del members[stay]
+        if not members:
+            del self.groups[group]
+        return True
+
+    def leave_all(self, stay: Stay) -> None:
+        """End every membership of `stay`."""
+        for group in list(stay.groups):
+            self.leave(stay, group)
+
+    def members(self, group: Hashable) -> tuple[Stay, ...]:
+        """A snapshot, in order of joining."""
+        return tuple(self.groups.get(group, ()))
+
+    def of_kind(self, kind: str) -> Iterator[tuple[Group, dict[Stay, Any]]]:
+        """Every group of one kind."""
+        for group, members in self.groups.items():
+            if isinstance(group, Group) and group.kind == kind:
+                yield group, members

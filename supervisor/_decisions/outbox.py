@@ -1,0 +1,43 @@
+"""What waits to be written to one connection: bounded in messages and in bytes, in order."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import attrs
+
+from .._words.frames import Frame
+from .._words.limits import Limits, SlowConsumer
+
+
+@attrs.define(eq=False)
+class Outbox:
+    """A queue of frames. Empty nearly always: a frame gets here only when the socket did not take it at once."""
+
+    frames: deque[Frame] = attrs.field(factory=deque)
+    bytes: int = 0
+
+    def put(self, frame: Frame, limits: Limits, policy: SlowConsumer) -> bool:
+        """Queue `frame`, making room as `policy` says; False if the consumer is to be closed."""
+        if policy is SlowConsumer.DROP_OLDEST:
+            while self.frames and self._over(frame, limits):
+                self.get()
+        if self._over(frame, limits):
+            return policy is not SlowConsumer.CLOSE
+        self.frames.append(frame)
+        self.bytes += len(frame)
+        return True
+
+    def get(self) -> Frame:
+        """Take the oldest frame out."""
+        frame = self.frames.popleft()
+        self.bytes -= len(frame)
+        return frame
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.frames.clear()
+        self.bytes = 0
+
+    def _over(self, frame: Frame, limits: Limits) -> bool:
+        return len(self.frames) >= limits.outbox_messages or self.bytes + len(frame) > limits.outbox_bytes

@@ -1,0 +1,105 @@
+"""One connection's stay, from its claim to the moment when nothing of it is left; and its user."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Awaitable, Callable, Hashable
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+
+from .._words.closing import CloseReason, End
+from .._words.events import Closed
+from .._words.identity import Identity
+
+if TYPE_CHECKING:
+    from .roster import Roster
+    from .seats import Seats
+    from .._words.wire import Wire
+
+
+class Stage(enum.Enum):
+    """Where a stay is filed; its whole state besides `Stay.end`. Only ever moves down this list."""
+
+    #: Under `Overflow.WAIT`: wants a claim, holds nothing.
+    QUEUED = "queued"
+    #: Admitted and not leaving: waiting for its seats, or serving. Claims are what limits limit.
+    CLAIM = "claim"
+    #: Told to leave; its handler is still in.
+    LEAVING = "leaving"
+    #: Its handler is out and its seats are back; saying goodbye to the peer.
+    CLOSING = "closing"
+    #: Set aside: a task that ignores its cancellation is all that is left.
+    STUCK = "stuck"
+    #: Nothing is left, and nothing refers to it.
+    GONE = "gone"
+
+
+@attrs.define(eq=False)
+class User:
+    """A user while they have connections (and for ``timeouts.linger`` after): the host of their nursery."""
+
+    name: str
+    roster: Roster
+    #: Hosts every connection of this user; None before the keeper has opened it and after it has closed it.
+    nursery: trio.Nursery | None = None
+    opened: trio.Event = attrs.field(factory=trio.Event)
+    #: What the keeper sleeps in; its deadline is the earliest due of all connections of this user.
+    alarm: trio.CancelScope | None = None
+    vacant_since: float | None = None
+    #: Our own loop was late: until then nobody is expired for a silence that may have been ours.
+    grace_until: float = -math.inf
+
+    def ring_by(self, when: float) -> None:
+        """Have the keeper look again at `when`, or earlier."""
+        if self.alarm is not None and when < self.alarm.deadline:
+            self.alarm.deadline = when
+
+
+@attrs.define(eq=False)
+class Stay:
+    """What the ledger keeps of one connection. Written by the ledger only."""
+
+    id: str
+    identity: Identity
+    wire: Wire
+    handler: Callable[[Any], Awaitable[None]] | None = attrs.field(repr=False)
+    opened_at: float
+    #: When lifetime or credential are over, and which of them.
+    ends_at: float
+    ends_for: CloseReason
+    last_active: float = attrs.field(init=False)
+    host: User = attrs.field(init=False, repr=False)
+    stage: Stage | None = attrs.field(default=None, init=False)
+    end: End | None = attrs.field(default=None, init=False)
+    #: Cancels what may be cancelled of it now: the wait for a claim or a seat, then the handler.
+    scope: trio.CancelScope | None = attrs.field(default=None, init=False, repr=False)
+    #: The tokens it holds, each known by its limit.
+    seats: list[Seats] = attrs.field(factory=list, init=False, repr=False)
+    task: trio.lowlevel.Task | None = attrs.field(default=None, init=False, repr=False)
+    nursery: trio.Nursery | None = attrs.field(default=None, init=False, repr=False)
+    #: Rooms, runs and sessions it is a member of.
+    groups: dict[Hashable, Any] = attrs.field(factory=dict, init=False, repr=False)
+    begun: bool = attrs.field(default=False, init=False)
+    #: The handler has received at least once, so the end of the messages is how it learns of the peer's leaving.
+    reads: bool = attrs.field(default=False, init=False)
+    pinged_at: float = attrs.field(default=-math.inf, init=False, repr=False)
+    closed: Closed | None = attrs.field(default=None, init=False, repr=False)
+    #: Set once `closed` is; made only when somebody waits.
+    gone: trio.Event | None = attrs.field(default=None, init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.last_active = self.opened_at
+
+    @property
+    def robbed(self) -> bool:
+        """Slow to leave, and its seats already taken by a newcomer: counts as stuck at once."""
+        return self.stage is Stage.LEAVING and not self.seats
+
+    def unresponsive(self, now: float, suspect: float) -> bool:
+        """Whether a ping has not been answered, or a write has not moved, for `suspect` seconds."""
+        silent, stalled = self.wire.silent_since, self.wire.stalled_since
+        pinged = silent is not None and silent < self.pinged_at <= now - suspect
+        return pinged or (stalled is not None and stalled <= now - suspect)

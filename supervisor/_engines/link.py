@@ -1,0 +1,141 @@
+"""One socket, and whole frames onto it from several hands."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Callable
+
+import attrs
+import trio
+
+from .._words.closing import CloseReason
+from .._words.wire import WireClosed
+
+Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+#: TLS streams say nothing of progress within one call, so they are given this much at a time.
+_TLS_CHUNK = 16_384
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+def socket_of(stream: Stream) -> trio.socket.SocketType:
+    """The socket under a plain or a TLS stream."""
+    return stream.transport_stream.socket if isinstance(stream, trio.SSLStream) else stream.socket
+
+
+@attrs.define(eq=False)
+class Link:
+    """The way out of one connection. Everybody writes whole frames, one after another, in the order they came.
+
+    A frame of which a part has been written is finished, or nothing is ever written after it: then the link is
+    `cut`, and `broken` is told why.
+    """
+
+    stream: Stream
+    write_progress: float
+    nursery: trio.Nursery | None = None
+    broken: Callable[[CloseReason], object] | None = None
+    #: Since when a write has been waiting without progress.
+    stalled_since: float | None = None
+    closed: bool = False
+    _busy: bool = False
+    _queue: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
+
+    def offer(self, octets: bytes) -> bool:
+        """Write `octets` now if nobody else is writing and the socket takes their beginning; its end follows by
+        itself. False, and nothing is written, otherwise; always for TLS."""
+        if self._busy or self.closed or self.nursery is None or isinstance(self.stream, trio.SSLStream):
+            return False
+        try:
+            written = os.write(self.stream.socket.fileno(), octets)
+        except BlockingIOError:
+            return False
+        except OSError:
+            self._break(CloseReason.PEER_LOST)
+            return False
+        if written < len(octets):
+            self._busy = True
+            self.nursery.start_soon(self._finish, octets[written:], name="rest of a frame")
+        return True
+
+    async def send(self, octets: bytes) -> None:
+        """Write `octets`, however long it takes, in turn. `WireClosed` if that is impossible."""
+        if self._busy:
+            await self._queue.park()  # whoever wakes us hands the turn over
+        else:
+            self._busy = True
+        try:
+            await self._write(octets)
+        finally:
+            self._pass_on()
+
+    async def _finish(self, rest: bytes) -> None:
+        try:
+            await self._write(rest, begun=True)
+        except WireClosed:
+            pass
+        finally:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        if not self._queue.unpark():
+            self._busy = False
+
+    async def _write(self, octets: bytes, *, begun: bool = False) -> None:
+        if self.closed:
+            raise WireClosed
+        left = memoryview(octets)
+        try:
+            while left:
+                self.stalled_since = trio.current_time()
+                with trio.move_on_after(self.write_progress) as patience:
+                    if isinstance(self.stream, trio.SSLStream):
+                        begun = True
+                        await self.stream.send_all(left[:_TLS_CHUNK])
+                        left = left[_TLS_CHUNK:]
+                    else:
+                        left = left[await self.stream.socket.send(left) :]
+                        begun = True
+                if patience.cancelled_caught:
+                    self._break(CloseReason.TOO_SLOW)
+                    raise WireClosed
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            self._break(CloseReason.PEER_LOST)
+            raise WireClosed from None
+        finally:
+            self.stalled_since = None
+            if left and begun:  # cancelled in mid-frame; no byte may follow
+                self._break(CloseReason.SEND_CANCELLED)
+
+    def _break(self, reason: CloseReason) -> None:
+        if not self.closed:
+            self.cut()
+            if self.broken is not None:
+                self.broken(reason)
+
+    def cut(self) -> None:
+        """Close the socket now. What the kernel could not deliver yet is dropped if somebody was still writing."""
+        if self.closed:
+            return
+        self.closed = True
+        sock = socket_of(self.stream)
+        if self._busy:
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            except OSError:
+                pass  # the peer was faster
+        sock.close()
+
+    def peer_is_gone(self) -> bool:
+        """Whether the kernel knows that the other side has closed or vanished, though nobody has read it yet."""
+        if self.closed or not hasattr(socket, "TCP_INFO"):
+            return self.closed
+        try:
+            state = socket_of(self.stream).getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+        except OSError:
+            return True
+        return state[0] != _TCP_ESTABLISHED
+
+
+_TCP_ESTABLISHED = 1

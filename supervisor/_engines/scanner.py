@@ -1,0 +1,98 @@
+"""What goes by on the way in: sizes, fragments and the close frame, told from frame headers alone."""
+
+from __future__ import annotations
+
+import struct
+
+import attrs
+
+from .._words.closing import CloseReason
+from .._words.frames import CLOSE
+
+_CONTROL = 0x08
+_CONTINUATION = 0x0
+
+
+@attrs.define(eq=False)
+class Scanner:
+    """Follows the frames of one client and keeps the books that the engine behind it does not.
+
+    Bytes, not characters, count towards ``max_message_size``, from a frame's header on; a message may have
+    ``max_fragments`` frames, empty ones included. It judges nothing else: RFC 6455 is the engine's business.
+    """
+
+    max_message_size: int
+    max_fragments: int
+    #: The first bound that was exceeded, and what to say about it.
+    violation: tuple[CloseReason, str] | None = None
+    #: The unmasked payload of the peer's close frame; None before it is complete.
+    close_payload: bytes | None = None
+    _header: bytearray = attrs.field(factory=bytearray)
+    _payload_left: int = 0
+    _message_size: int = 0
+    _fragments: int = 0
+    _close: bytearray | None = None
+
+    def feed(self, data: bytes | bytearray) -> None:
+        """Follow some more bytes."""
+        position, end = 0, len(data)
+        while position < end and self.close_payload is None:
+            if self._payload_left:
+                taken = min(self._payload_left, end - position)
+                if self._close is not None:
+                    self._close += data[position : position + taken]
+                self._payload_left -= taken
+                position += taken
+            else:
+                position = self._read_header(data, position)
+            if self._close is not None and not self._payload_left:
+                self._finish_close(self._close)
+
+    def _read_header(self, data: bytes | bytearray, position: int) -> int:
+        """Collect the header that starts, or goes on, at `position`; returns where to continue."""
+        header = self._header
+        while (missing := _header_size(header) - len(header)) > 0:
+            header += data[position : position + missing]
+            if position + missing > len(data):
+                return len(data)
+            position += missing
+        self._begin_frame(header)
+        self._header = bytearray()
+        return position
+
+    def _begin_frame(self, header: bytearray) -> None:
+        opcode, size = header[0] & 0x0F, _payload_size(header)
+        self._payload_left = size
+        if opcode == CLOSE:
+            self._close = header[-4:] if header[1] & 0x80 else bytearray(4)
+        if opcode & _CONTROL:
+            return
+        if opcode != _CONTINUATION:
+            self._message_size = self._fragments = 0
+        self._message_size += size
+        self._fragments += 1
+        if self.violation is None and self._message_size > self.max_message_size:
+            self.violation = CloseReason.TOO_BIG, f"message exceeds {self.max_message_size} bytes"
+        elif self.violation is None and self._fragments > self.max_fragments:
+            self.violation = CloseReason.POLICY_VIOLATION, f"message exceeds {self.max_fragments} fragments"
+
+    def _finish_close(self, masked: bytearray) -> None:
+        mask, payload = masked[:4], masked[4:]
+        self.close_payload = bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))
+
+
+def _header_size(header: bytearray) -> int:
+    """How long the whole header is, as far as its first bytes tell."""
+    if len(header) < 2:
+        return 2
+    extended = {126: 2, 127: 8}.get(header[1] & 0x7F, 0)
+    return 2 + extended + (4 if header[1] & 0x80 else 0)
+
+
+def _payload_size(header: bytearray) -> int:
+    size = header[1] & 0x7F
+    if size == 126:
+        return int(struct.unpack_from("!H", header, 2)[0])
+    if size == 127:
+        return int(struct.unpack_from("!Q", header, 2)[0])
+    return size

@@ -1,0 +1,1 @@
+"""Everything that waits: tasks, scopes and wires around the decisions."""

@@ -1,0 +1,43 @@
+"""Those who are spoken to together: a user's connections, a room's members, a run's followers."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import attrs
+
+from .._decisions.ledger import Ledger
+from .._decisions.memberships import Group
+from .._words.frames import Frame
+from .connection import Connection, Message
+
+
+@attrs.frozen
+class Audience:
+    """A name that may be spoken to. It is only a key: making one costs nothing and keeps nobody."""
+
+    _ledger: Ledger = attrs.field(repr=False)
+    group: Group
+
+    @property
+    def members(self) -> tuple[Connection, ...]:
+        """The connections it has now, in order of joining."""
+        if self.group.kind == "user":
+            user = self._ledger.users.get(cast("str", self.group.name))
+            stays = () if user is None else tuple(user.roster.claims)
+        else:
+            stays = self._ledger.memberships.members(self.group)
+        return cast("tuple[Connection, ...]", stays)
+
+    @property
+    def presence(self) -> dict[Connection, Any]:
+        """The members with the metadata that each joined with."""
+        return {member: member.groups.get(self.group) for member in self.members}
+
+    def publish(self, message: Message | Frame, *, exclude: Connection | None = None) -> int:
+        """Send `message` to every member but `exclude`, never waiting; returns how many took it.
+
+        It is encoded once. A member that does not read holds up nobody: see `Connection.send_nowait`.
+        """
+        frame = message if isinstance(message, Frame) else Frame(message)
+        return sum(member.send_nowait(frame) for member in self.members if member is not exclude)

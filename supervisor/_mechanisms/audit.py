@@ -1,0 +1,131 @@
+"""The audit: recomputes every index from Trio's own task tree and limiters, and names each inconsistency."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import attrs
+import trio
+
+from .._decisions.dues import next_due
+from .._decisions.ledger import Ledger
+from .._decisions.roster import FILES, Roster
+from .._decisions.stay import Stage, Stay, User
+from .._words.events import Audited, Failed
+
+
+def audit(ledger: Ledger) -> tuple[str, ...]:
+    """Every inconsistency there is now; empty if all is well. Holds before and after every task step."""
+    return tuple(_inconsistencies(ledger))
+
+
+def _inconsistencies(ledger: Ledger) -> Iterator[str]:
+    users = list(ledger.users.values())
+    for stage in FILES:
+        by_user = {stay for user in users for stay in user.roster.files[stage]}
+        if by_user != ledger.total.files[stage].keys():
+            yield f"{stage.value}: the users' files and the total's differ"
+    yield from _of_limit("total", ledger.total)
+    for user in users:
+        yield from _of_limit(f"user {user.name!r}", user.roster)
+        yield from _of_user(ledger, user)
+    yield from _of_indexes(ledger)
+
+
+def _of_limit(name: str, roster: Roster) -> Iterator[str]:
+    """Claims and tokens within the limit, and the limiter's borrowers exactly those who hold its seat."""
+    limiter = roster.seats.limiter.statistics()
+    if len(roster.claims) > roster.maximum:
+        yield f"{name}: {len(roster.claims)} claims, limit {roster.maximum}"
+    if limiter.borrowed_tokens > roster.maximum:
+        yield f"{name}: {limiter.borrowed_tokens} tokens, limit {roster.maximum}"
+    holders = {stay for file in roster.files.values() for stay in file if roster.seats in stay.seats}
+    if holders != set(limiter.borrowers):
+        yield f"{name}: the limiter's borrowers are not the connections that hold its seat"
+    if roster.by_activity.keys() != roster.claims.keys():
+        yield f"{name}: the claims by activity are not the claims"
+    if not roster.suspects.keys() <= roster.claims.keys():
+        yield f"{name}: suspects that hold no claim"
+    for heir in roster.seats.heirs:
+        if heir not in roster.claims or roster.seats in heir.seats:
+            yield f"{name}: {heir.id} waits for a seat that it may not have"
+
+
+def _of_user(ledger: Ledger, user: User) -> Iterator[str]:
+    """Every connection filed where it belongs, its task a child of the user's nursery, its time kept."""
+    stays = [stay for file in user.roster.files.values() for stay in file]
+    if not stays and user.vacant_since is None:
+        yield f"user {user.name!r}: nobody is here, and the user is not closing"
+    due = min((next_due(stay, ledger.limits, ledger.timeouts)[0] for stay in stays), default=float("inf"))
+    if user.alarm is not None and user.alarm.deadline > due and user.alarm.deadline > trio.current_time():
+        yield f"user {user.name!r}: the alarm is set later than the earliest due"
+    children = user.nursery.child_tasks if user.nursery is not None else frozenset()
+    for stay in stays:
+        yield from _of_stay(user, stay, children)
+    if not {stay.task for stay in stays if stay.task is not None} <= children:
+        yield f"user {user.name!r}: a connection's task is not a child of the user's nursery"
+    if len(children) > len(stays):
+        yield f"user {user.name!r}: {len(children)} tasks for {len(stays)} connections"
+
+
+def _of_stay(user: User, stay: Stay, children: frozenset[trio.lowlevel.Task]) -> Iterator[str]:
+    may_serve = stay.stage in (Stage.QUEUED, Stage.CLAIM)
+    if may_serve is not (stay.end is None) or stay.host is not user or stay.identity.user != user.name:
+        yield f"{stay.id}: filed under {user.name!r} as {stay.stage}, which it is not"
+    if stay.begun and may_serve and (stay.task not in children or len(stay.seats) != 2):
+        yield f"{stay.id}: serves without a task or without its seats"
+    if stay.begun and may_serve and stay.scope is None:
+        yield f"{stay.id}: serves without a deadline"
+
+
+def _of_indexes(ledger: Ledger) -> Iterator[str]:
+    """Connections and memberships lead to somebody who is here, in both directions."""
+    here = {stay for stage in FILES if stage is not Stage.STUCK for stay in ledger.total.files[stage]}
+    for stay in here.symmetric_difference(ledger.connections.values()):
+        yield f"{stay.id}: orphan in the index of connections, or missing there"
+    members: Counter[Stay] = Counter()
+    for group, stays in ledger.memberships.groups.items():
+        members.update(stays.keys())
+        for stay in stays:
+            if stay.end is not None or stay not in here or group not in stay.groups:
+                yield f"{stay.id}: orphan in {group}"
+        if not stays:
+            yield f"{group}: exists without members"
+    for stay in here:
+        if len(stay.groups) != members[stay]:
+            yield f"{stay.id}: is in {len(stay.groups)} groups, and {members[stay]} know it"
+
+
+@attrs.define(eq=False)
+class AuditHealth:
+    """Whether the periodic audit lives, and what it found; read by ``/readyz`` and the statistics."""
+
+    interval: float
+    runs: int = 0
+    failures: int = 0
+    last_at: float | None = None
+    orphans: tuple[str, ...] = ()
+
+    def overdue(self, now: float) -> bool:
+        """Whether the audit has missed two of its times: it is dead, or our loop is."""
+        return self.last_at is None or now - self.last_at > 2 * self.interval
+
+
+async def audit_periodically(
+    ledger: Ledger, health: AuditHealth, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Audit now and every interval. One that fails is reported, and the next one comes all the same."""
+    while True:
+        try:
+            health.orphans = audit(ledger)
+        except Exception as exception:  # noqa: BLE001 - reported as a Failed event, and counted in the health
+            health.failures += 1
+            ledger.post(Failed(at=trio.current_time(), what="audit", exception=exception))
+        else:
+            health.runs += 1
+            health.last_at = trio.current_time()
+            ledger.post(Audited(at=health.last_at, orphans=health.orphans))
+        task_status.started()
+        task_status = trio.TASK_STATUS_IGNORED
+        await trio.sleep(health.interval)

@@ -1,0 +1,36 @@
+"""A user's keeper: the task that hosts their nursery and keeps time for all their connections."""
+
+from __future__ import annotations
+
+import contextvars
+from functools import partial
+
+import trio
+
+from .._decisions.ledger import Ledger
+from .._decisions.stay import User
+
+
+def start_keeper(nursery: trio.Nursery, ledger: Ledger, user: User) -> None:
+    """Start the keeper of a new user, in a fresh context: it must not pin what the first arrival carried."""
+    name = f"user {user.name!r}"
+    contextvars.Context().run(partial(nursery.start_soon, keep, ledger, user, name=name))
+
+
+async def keep(ledger: Ledger, user: User) -> None:
+    """Open the user's nursery, sleep until something is due, do it; close when the last one has left.
+
+    It is shielded: connections end through the ledger, never by a cancellation from outside.
+    """
+    with trio.CancelScope(shield=True):
+        try:
+            async with trio.open_nursery() as user.nursery:
+                user.opened.set()
+                while not ledger.close_user(user):
+                    deadline = ledger.next_look(user)
+                    with trio.CancelScope(deadline=deadline) as user.alarm:
+                        await trio.sleep_forever()
+                    ledger.look(user, user.alarm.deadline)
+                user.nursery.cancel_scope.cancel()
+        finally:
+            user.nursery = user.alarm = None

@@ -1,0 +1,155 @@
+"""One connection's task, from its seats to the moment when nothing of it is left."""
+
+from __future__ import annotations
+
+import math
+
+import trio
+
+from .._decisions.dues import expiry
+from .._decisions.ledger import Ledger
+from .._decisions.stay import Stage
+from .._words.closing import CloseReason
+from .._words.errors import ConnectionClosed
+from .._words.wire import Wire, WireClosed
+from .connection import Connection
+
+
+async def start(ledger: Ledger, conn: Connection) -> None:
+    """Admit `conn` and start its task. Raises `Refused`, and nothing of it is left then.
+
+    Until its task has started, the caller owns whatever it holds.
+    """
+    ledger.admit(conn)
+    try:
+        await _wait_for_claim(ledger, conn)
+        await _wait_for_seats(ledger, conn)
+        await conn.host.opened.wait()
+        if conn.end is not None:
+            raise ledger.give_up_waiting(conn)
+        assert conn.host.nursery is not None
+        conn.host.nursery.start_soon(live, ledger, conn, name=f"connection {conn.id}")
+    except BaseException:
+        ledger.withdraw(conn)
+        raise
+
+
+async def _wait_for_claim(ledger: Ledger, conn: Connection) -> None:
+    if conn.stage is Stage.QUEUED:
+        await _sleep_until_cancelled(conn, ledger.timeouts.wait)
+        if conn.stage is not Stage.CLAIM:
+            raise ledger.give_up_waiting(conn)
+
+
+async def _wait_for_seats(ledger: Ledger, conn: Connection) -> None:
+    if conn.end is None and len(conn.seats) < 2:
+        await _sleep_until_cancelled(conn, ledger.timeouts.evict)
+        if conn.end is None:
+            ledger.take_from_the_slow(conn)
+
+
+async def _sleep_until_cancelled(conn: Connection, at_most: float) -> None:
+    """Woken by the ledger or by the time; what has happened is read from the state, never from the waking."""
+    with trio.CancelScope(relative_deadline=at_most) as conn.scope:
+        await trio.sleep_forever()
+    conn.scope = None
+
+
+async def live(ledger: Ledger, conn: Connection) -> None:
+    """The connection's own task: handler, goodbye, and then nothing of it is left."""
+    wire = conn.wire
+    try:
+        async with trio.open_nursery() as nursery:
+            await _serve(ledger, conn, wire, nursery)
+            await _wind_up(ledger, conn, wire, polite=ledger.vacate(conn))
+            _cut(conn, wire)
+            nursery.cancel_scope.cancel()
+    finally:
+        ledger.leave(conn, CloseReason.GOING_AWAY)
+        ledger.vacate(conn)
+        _cut(conn, wire)
+        ledger.forget(conn)
+
+
+async def _serve(ledger: Ledger, conn: Connection, wire: Wire, nursery: trio.Nursery) -> None:
+    """Run the handler inside its deadline. Whatever it raises ends its own connection and nothing else."""
+    try:
+        with trio.CancelScope() as scope:
+            if ledger.begin(conn, trio.lowlevel.current_task(), scope, nursery):
+                await _open(ledger, conn, wire, nursery)
+                if conn.handler is not None:
+                    await conn.handler(conn)
+    except BaseException as exception:
+        if _ends_everything(exception):
+            raise
+        if not (conn.end is not None and _only_closed(exception)):
+            conn.report("handler", exception)
+        ledger.leave(conn, CloseReason.FAILED)
+    else:
+        overdue = scope.cancelled_caught and conn.end is None
+        ledger.leave(conn, expiry(conn, ledger.limits)[1] if overdue else CloseReason.RETURNED)
+
+
+async def _open(ledger: Ledger, conn: Connection, wire: Wire, nursery: trio.Nursery) -> None:
+    """Complete the upgrade; a peer that does not let us has left."""
+    with trio.move_on_after(ledger.timeouts.handshake):
+        try:
+            await wire.open(nursery, conn.ended_by_wire)
+            return
+        except WireClosed:
+            pass
+    ledger.leave(conn, CloseReason.PEER_LOST, "connection lost during the upgrade")
+    await trio.lowlevel.checkpoint()
+
+
+async def _wind_up(ledger: Ledger, conn: Connection, wire: Wire, *, polite: bool) -> None:
+    """Close politely and run the hooks, in what is left of the time since the first reason.
+
+    The hooks of a stuck handler, whose time had been over long ago, have as much time again.
+    """
+    assert conn.end is not None
+    since = conn.end.at if conn.closed is None else trio.current_time()
+    with trio.CancelScope(shield=True, deadline=since + ledger.timeouts.close):
+        if conn.hooks is None:
+            if polite:
+                await _close(conn, wire)
+            return
+        async with trio.open_nursery() as nursery:
+            if polite:
+                nursery.start_soon(_close, conn, wire)
+            for hook, args in conn.hooks:
+                nursery.start_soon(conn.run_hook, hook, args)
+
+
+async def _close(conn: Connection, wire: Wire) -> None:
+    assert conn.end is not None
+    try:
+        if conn.end.reason is not CloseReason.TOO_SLOW:
+            await conn.drained()
+        await wire.close(conn.end.code, conn.end.text)
+    except Exception as exception:  # noqa: BLE001 - reported as a Failed event; the wire is cut next, whatever it was
+        conn.report("close", exception)
+
+
+def _cut(conn: Connection, wire: Wire) -> None:
+    assert conn.end is not None
+    try:
+        wire.cut(conn.end.code, conn.end.text)
+    except Exception as exception:  # noqa: BLE001 - a wire that breaks its word must not keep the rest from being cleaned
+        conn.report("close", exception)
+
+
+def _ends_everything(exception: BaseException) -> bool:
+    """Ctrl-C and SystemExit, also inside a group; and a cancellation that comes from outside this connection."""
+    if isinstance(exception, BaseExceptionGroup):
+        interrupted = exception.subgroup((KeyboardInterrupt, SystemExit)) is not None
+    else:
+        interrupted = isinstance(exception, KeyboardInterrupt | SystemExit)
+    return interrupted or trio.current_effective_deadline() == -math.inf
+
+
+def _only_closed(exception: BaseException) -> bool:
+    """Whether it only says that the connection is over, which a leaving connection's handler may."""
+    if isinstance(exception, BaseExceptionGroup):
+        return exception.split((ConnectionClosed, WireClosed, trio.Cancelled))[1] is None
+    return isinstance(exception, ConnectionClosed | WireClosed)

@@ -1,0 +1,272 @@
+"""The supervisor: the one object that a program opens, asks and tells."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable
+from functools import partial
+from typing import Any, cast
+
+import attrs
+import trio
+
+from .._decisions.bulletin import Subscriber
+from .._decisions.ledger import Ledger
+from .._decisions.memberships import Group
+from .._decisions.roster import Roster
+from .._decisions.stay import Stage, Stay
+from .._words.closing import CloseReason
+from .._words.errors import NotFound
+from .._words.events import Closed, DrainFinished, DrainStarted
+from .._words.identity import Identity
+from .._words.limits import Limits, Policies, Timeouts
+from .._words.profiles import Profile, choose_profile
+from .._words.wire import Wire
+from . import journal
+from .audience import Audience
+from .audit import AuditHealth, audit, audit_periodically
+from .connection import Connection
+from .keeper import start_keeper
+from .lifecycle import start
+from .tally import Statistics, Tally, take_statistics
+
+Handler = Callable[[Connection], Awaitable[None]]
+#: A drain that has a rate closes so many times per second.
+_WAVES_PER_SECOND = 10
+
+
+@attrs.define(eq=False)
+class Supervisor:
+    """Owns WebSocket connections: every user a nursery, every connection a child task. See `open_supervisor`."""
+
+    profile: Profile
+    audit_health: AuditHealth
+    _ledger: Ledger = attrs.field(repr=False)
+    _tally: Tally = attrs.field(repr=False)
+
+    # -- connections -------------------------------------------------------------------------------------------
+
+    async def start(self, wire: Wire, identity: Identity, handler: Handler) -> Connection:
+        """Admit a connection and run ``handler(connection)`` in a task of its own; returns once that is started.
+
+        Raises `Refused` (`LimitReached`, `HardLimitReached`, `Superseded`, `Draining`) if it may not come in; the
+        wire is then the caller's still, and untouched. Takes at most ``timeouts.evict``, plus ``timeouts.wait`` under
+        `Overflow.WAIT`.
+        """
+        ledger = self._ledger
+        conn = Connection(
+            wire=wire, supervisor=self, ledger=ledger, **ledger.credentials(identity, handler)
+        )
+        await start(ledger, conn)
+        return conn
+
+    async def supervise(self, wire: Wire, identity: Identity, handler: Handler) -> CloseReason:
+        """`start`, then wait until it has ended; returns why it did.
+
+        A handler that ignores its cancellation does not keep this from returning. If this call is cancelled, the
+        connection leaves, which is waited for: at most ``timeouts.close``.
+        """
+        conn = await self.start(wire, identity, handler)
+        try:
+            await conn.wait_gone()
+        except trio.Cancelled:
+            self._ledger.leave(conn, CloseReason.GOING_AWAY)
+            with trio.CancelScope(shield=True):
+                await conn.wait_gone()
+            raise
+        assert conn.end is not None
+        return conn.end.reason
+
+    def connections(self, *, user: str | None = None, session: str | None = None) -> tuple[Connection, ...]:
+        """The admitted connections that are not leaving, oldest first; of one user, of one of their sessions."""
+        if user is None:
+            chosen: Iterable[Stay] = self._ledger.total.claims
+        else:
+            record = self._ledger.users.get(user)
+            chosen = () if record is None else record.roster.claims
+        matching = (stay for stay in chosen if session is None or stay.identity.session == session)
+        return cast("tuple[Connection, ...]", tuple(matching))
+
+    def connection(self, connection: str) -> Connection:
+        """The connection with this id; `NotFound` if there is none, or it is gone."""
+        try:
+            return cast("Connection", self._ledger.connections[connection])
+        except KeyError:
+            raise NotFound(f"no connection {connection!r}") from None
+
+    def user(self, user: str) -> Audience:
+        """All connections of one user, as an audience."""
+        return Audience(self._ledger, Group("user", user))
+
+    def room(self, room: Hashable) -> Audience:
+        """The members of one room."""
+        return Audience(self._ledger, Group("room", room))
+
+    def run(self, run: Hashable) -> Audience:
+        """Those who follow one run."""
+        return Audience(self._ledger, Group("run", run))
+
+    def rooms(self) -> tuple[Any, ...]:
+        """The names of all rooms; a room without members does not exist."""
+        return tuple(group.name for group, _ in self._ledger.memberships.of_kind("room"))
+
+    # -- seen from outside -------------------------------------------------------------------------------------
+
+    @property
+    def limits(self) -> Limits:
+        """The limits in force."""
+        return self._ledger.limits
+
+    @property
+    def timeouts(self) -> Timeouts:
+        """The time-outs in force."""
+        return self._ledger.timeouts
+
+    @property
+    def policies(self) -> Policies:
+        """The policies in force."""
+        return self._ledger.policies
+
+    @property
+    def draining(self) -> bool:
+        """Whether nobody is admitted any more."""
+        return not self._ledger.open
+
+    def statistics(self) -> Statistics:
+        """How things stand now, as a frozen snapshot."""
+        return take_statistics(self._ledger, self._tally)
+
+    def audit(self) -> tuple[str, ...]:
+        """Recompute everything now, from Trio's task tree up; returns each inconsistency, so normally ``()``."""
+        return audit(self._ledger)
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Have ``subscriber(event)`` called after each event; returns what ends the subscription.
+
+        It is called synchronously, when the state has settled, and may ask and tell the supervisor anything. What it
+        raises is reported to the other subscribers and hurts nobody.
+        """
+        subscribers = self._ledger.bulletin.subscribers
+        subscribers.append(subscriber)
+        return partial(subscribers.remove, subscriber)
+
+    # -- cleaning up by hand -----------------------------------------------------------------------------------
+
+    async def disconnect(self, connection: str, reason: CloseReason = CloseReason.KICKED) -> Closed:
+        """End one connection; returns how it closed. `NotFound` if there is none with this id."""
+        (closed,) = await self._end([self.connection(connection)], reason)
+        return closed
+
+    async def disconnect_user(
+        self, user: str, *, session: str | None = None, reason: CloseReason = CloseReason.KICKED
+    ) -> tuple[Closed, ...]:
+        """End every connection of one user, or of one of their sessions. `NotFound` if there is none."""
+        chosen = self.connections(user=user, session=session)
+        if not chosen:
+            what = f"user {user!r}" if session is None else f"session {session!r} of user {user!r}"
+            raise NotFound(f"{what} has no connections")
+        return await self._end(chosen, reason)
+
+    async def disconnect_all(self, reason: CloseReason = CloseReason.KICKED) -> tuple[Closed, ...]:
+        """End every connection there is. Newcomers are still admitted; see `drain`."""
+        return await self._end(self.connections(), reason)
+
+    async def expire_idle(self, older_than: float) -> tuple[Closed, ...]:
+        """End every connection that has been without activity for `older_than` seconds or longer (4001)."""
+        if not older_than >= 0:
+            raise ValueError(f"older_than must be at least 0 s, is {older_than!r}")
+        now = trio.current_time()
+        chosen = [conn for conn in self.connections() if now - conn.last_active >= older_than]
+        return await self._end(chosen, CloseReason.IDLE)
+
+    async def shed(self) -> tuple[Closed, ...]:
+        """Emergency cleanup by hand: end all that are unresponsive or long idle, whatever the fill (4006)."""
+        return await _gone(self._ledger.shed())
+
+    async def drain(self, rate: float = math.inf, deadline: float | None = None) -> tuple[Closed, ...]:
+        """Admit nobody any more, and end all connections (1012), `rate` of them per second.
+
+        Whoever is left after `deadline` seconds (default ``timeouts.drain``) is told at once. Takes at most that and
+        ``timeouts.close``. Returns how each closed.
+        """
+        if not rate > 0:
+            raise ValueError(f"rate must be more than 0 connections per second, is {rate!r}")
+        seconds = self.timeouts.drain if deadline is None else deadline
+        if not seconds >= 0:
+            raise ValueError(f"deadline must be at least 0 s, is {deadline!r}")
+        ledger = self._ledger
+        ledger.shut()
+        files = ledger.total.files
+        everybody = [*files[Stage.CLAIM], *files[Stage.LEAVING], *files[Stage.CLOSING]]
+        ledger.post(DrainStarted(at=trio.current_time(), connections=len(everybody)))
+        with trio.move_on_after(seconds):
+            await self._leave_in_waves(everybody, rate)
+        for stay in everybody:
+            ledger.leave(stay, CloseReason.RESTART)
+        closed = await _gone(everybody)
+        stuck = sum(record.stuck_at is not None for record in closed)
+        ledger.post(DrainFinished(at=trio.current_time(), closed=len(closed), stuck=stuck))
+        return closed
+
+    async def _leave_in_waves(self, everybody: list[Stay], rate: float) -> None:
+        size = max(1, math.ceil(rate / _WAVES_PER_SECOND)) if rate < math.inf else len(everybody)
+        for first in range(0, len(everybody), max(1, size)):
+            if first:
+                await trio.sleep(size / rate)
+            for stay in everybody[first : first + size]:
+                self._ledger.leave(stay, CloseReason.RESTART)
+
+    async def _end(self, chosen: Iterable[Stay], reason: CloseReason) -> tuple[Closed, ...]:
+        leaving = tuple(chosen)
+        for stay in leaving:
+            self._ledger.leave(stay, reason)
+        return await _gone(leaving)
+
+
+async def _gone(stays: Iterable[Stay]) -> tuple[Closed, ...]:
+    """Wait until everything of `stays` is given back; returns their records, in the same order."""
+    records = []
+    for stay in stays:
+        await cast("Connection", stay).wait_gone()
+        assert stay.closed is not None
+        records.append(stay.closed)
+    return tuple(records)
+
+
+@contextlib.asynccontextmanager
+async def open_supervisor(
+    *,
+    limits: Limits = Limits(),
+    timeouts: Timeouts = Timeouts(),
+    policies: Policies = Policies(),
+    profile: Profile | None = None,
+) -> AsyncGenerator[Supervisor, None]:
+    """A supervisor, for the length of an ``async with`` block.
+
+    When the block is left, however it is left, all connections leave (1001), and the exit waits for them: at most
+    ``timeouts.close``, and longer only for stuck handlers, each of which has been reported with the line at which it
+    hangs. `profile` is chosen by the environment unless given; see `choose_profile`.
+    """
+    chosen = choose_profile() if profile is None else profile
+    failure: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        ledger = Ledger(limits, timeouts, policies, lambda user: start_keeper(nursery, ledger, user), Roster.of(limits.total))
+        supervisor = Supervisor(chosen, AuditHealth(chosen.audit_interval), ledger, Tally())
+        supervisor.subscribe(supervisor._tally)
+        supervisor.subscribe(journal.write)
+        await nursery.start(audit_periodically, ledger, supervisor.audit_health)
+        try:
+            yield supervisor
+        except BaseException as exception:  # re-raised below, outside the nursery, so that it is not wrapped in a group
+            failure = exception
+        finally:
+            ledger.shut()
+            for conn in supervisor.connections():
+                ledger.leave(conn, CloseReason.GOING_AWAY)
+            nursery.cancel_scope.cancel()
+    if failure is not None:
+        try:
+            raise failure
+        finally:
+            del failure

@@ -1,0 +1,104 @@
+"""What can go wrong, as a small tree.
+
+::
+
+    SupervisorError
+    ├── Refused               this connection is not admitted; says what HTTP should answer
+    │   ├── LimitReached      a limit is full, and its policy does not make room
+    │   │   └── HardLimitReached   too many stuck handlers
+    │   ├── Superseded        a newer connection took the claim before this one had its seat
+    │   └── Draining          nobody is admitted any more
+    ├── ConnectionClosed      sending or receiving on a connection that has begun to leave
+    └── NotFound              nothing is known under this key
+"""
+
+from __future__ import annotations
+
+from .closing import CloseReason
+
+
+class SupervisorError(Exception):
+    """The root of everything this package raises on purpose."""
+
+
+class Refused(SupervisorError):
+    """A connection was not admitted, and nothing of it is left.
+
+    `reason` is the close reason that fits, `status` the HTTP status (before the upgrade), `retry_after` the seconds
+    after which another attempt makes sense, or None.
+    """
+
+    reason: CloseReason = CloseReason.POLICY_VIOLATION
+    status: int = 403
+    retry_after: float | None = None
+
+
+class LimitReached(Refused):
+    """A limit is full and its policy is to reject, or to wait and the wait is over."""
+
+    reason = CloseReason.LIMIT_REACHED
+    retry_after = 1.0
+
+    def __init__(self, user: str, limit: str, current: int, maximum: int) -> None:
+        super().__init__(limit_sentence(user, limit, current, maximum))
+        #: Who wanted to connect.
+        self.user = user
+        #: ``"per user"`` or ``"total"``.
+        self.limit = limit
+        self.current = current
+        self.maximum = maximum
+        self.status = 429 if limit == PER_USER else 503
+
+
+class HardLimitReached(LimitReached):
+    """More of a user's handlers are stuck than ``limits.stuck``: what is left of them cannot be cleaned up."""
+
+    def __init__(self, user: str, current: int, maximum: int, stuck: int) -> None:
+        super().__init__(user, PER_USER, current, maximum)
+        self.stuck = stuck
+        self.args = (
+            f"HARD LIMIT: user {user!r} still over limit after cleanup ({current}/{maximum}, {stuck} stuck)",
+        )
+
+
+class Superseded(Refused):
+    """While this connection was waiting for a seat, newer ones of the same limit took its claim."""
+
+    status = 429
+    retry_after = 1.0
+
+    def __init__(self, sentence: str, reason: CloseReason) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+
+
+class Draining(Refused):
+    """The supervisor is draining or closed: nobody is admitted any more."""
+
+    reason = CloseReason.RESTART
+    status = 503
+    retry_after = 5.0
+
+    def __init__(self) -> None:
+        super().__init__("draining: no new connections are admitted")
+
+
+class ConnectionClosed(SupervisorError):
+    """The connection has begun to leave, so nothing can be sent or received. `reason` says why."""
+
+    def __init__(self, reason: CloseReason, text: str = "") -> None:
+        super().__init__(text or reason.text)
+        self.reason = reason
+
+
+class NotFound(SupervisorError):
+    """No connection, user, session or room is known under this key: never an empty success."""
+
+
+PER_USER = "per user"
+TOTAL = "total"
+
+
+def limit_sentence(user: str, limit: str, current: int, maximum: int) -> str:
+    """The one sentence about a full limit: in the error, the HTTP body, the log and the close frame alike."""
+    return f"user {user!r} exceeded maximum connections {limit} limit ({current}/{maximum})"

@@ -1,0 +1,104 @@
+"""What happens, as typed and frozen records. Whoever wants to know subscribes; nothing is logged in the mechanisms."""
+
+from __future__ import annotations
+
+import attrs
+
+from .closing import CloseReason, End
+from .identity import Identity
+
+
+@attrs.frozen(kw_only=True)
+class Event:
+    """The root of all events; `at` is `trio.current_time`."""
+
+    at: float
+
+
+@attrs.frozen(kw_only=True)
+class Admitted(Event):
+    """A connection has its seats and starts. Exactly one `Closed` follows."""
+
+    connection: str
+    identity: Identity
+
+
+@attrs.frozen(kw_only=True)
+class RefusedEvent(Event):
+    """A connection was not admitted."""
+
+    identity: Identity
+    reason: CloseReason
+    text: str
+    hard: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Closed(Event):
+    """Everything of a connection is given back; its `duration` in seconds.
+
+    With `stuck_at` (``file:line``) the handler is still there: set aside, its task counted until `HandlerReturned`.
+    """
+
+    connection: str
+    identity: Identity
+    end: End
+    duration: float
+    #: Seconds from the first reason to here.
+    cleanup: float
+    stuck_at: str | None = None
+
+    @property
+    def reason(self) -> CloseReason:
+        """Why it ended."""
+        return self.end.reason
+
+
+@attrs.frozen(kw_only=True)
+class HandlerReturned(Event):
+    """A stuck handler that had been set aside has ended after all."""
+
+    connection: str
+    identity: Identity
+
+
+@attrs.frozen(kw_only=True)
+class EmergencyCleanup(Event):
+    """An admission reached the high-water mark of a limit (``user 'ann'`` or ``total``) and connections were shed."""
+
+    limit: str
+    before: int
+    shed: tuple[str, ...]
+
+
+@attrs.frozen(kw_only=True)
+class Failed(Event):
+    """A handler, hook, subscriber or background task raised. It ended what it belonged to, and nothing else."""
+
+    #: ``handler``, ``hook``, ``close``, ``wire``, ``reader``, ``subscriber``, ``audit``, ``request`` or ``accept``.
+    what: str
+    exception: BaseException
+    connection: str | None = None
+    identity: Identity | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Audited(Event):
+    """The periodic audit has recomputed every index; `orphans` names each inconsistency."""
+
+    orphans: tuple[str, ...]
+
+
+@attrs.frozen(kw_only=True)
+class DrainStarted(Event):
+    """Nobody is admitted any more; `connections` are about to be closed."""
+
+    connections: int
+
+
+@attrs.frozen(kw_only=True)
+class DrainFinished(Event):
+    """Everybody who was there when the drain started has left."""
+
+    closed: int
+    stuck: int

@@ -1,0 +1,41 @@
+"""One message on its way out: encoded once, written to as many connections as want it."""
+
+from __future__ import annotations
+
+import struct
+
+TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
+
+
+def encode(opcode: int, payload: bytes) -> bytes:
+    """A whole, unmasked WebSocket frame, as a server sends it (RFC 6455, section 5.2)."""
+    size = len(payload)
+    if size < 126:
+        return bytes((0x80 | opcode, size)) + payload
+    if size < 65536:
+        return struct.pack("!BBH", 0x80 | opcode, 126, size) + payload
+    return struct.pack("!BBQ", 0x80 | opcode, 127, size) + payload
+
+
+def close_payload(code: int, text: str) -> bytes:
+    """What a close frame carries: the code, and the text cut to what fits, at a character's border."""
+    return struct.pack("!H", code) + text.encode("utf-8", "replace")[:123].decode("utf-8", "ignore").encode()
+
+
+class Frame:
+    """A message, and the octets that carry it. The same frame may be written to any number of connections."""
+
+    __slots__ = ("message", "octets")
+
+    def __init__(self, message: str | bytes | bytearray | memoryview) -> None:
+        if isinstance(message, str):
+            self.message: str | bytes = message
+            self.octets = encode(TEXT, message.encode())
+        elif isinstance(message, bytes | bytearray | memoryview):
+            self.message = bytes(message)
+            self.octets = encode(BINARY, self.message)
+        else:
+            raise TypeError(f"a message is str or bytes, not {type(message).__name__}")
+
+    def __len__(self) -> int:
+        return len(self.octets)

@@ -1,0 +1,43 @@
+"""Who is connecting: made once, at the door, and the only key a connection is ever stored under."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import attrs
+
+MAX_NAME = 256
+
+
+def _name(_: object, attribute: attrs.Attribute[str | None], value: object) -> None:
+    if value is None and attribute.name != "user":
+        return
+    if not isinstance(value, str):
+        raise TypeError(f"{attribute.name} must be a str, not {type(value).__name__}")
+    if not 1 <= len(value) <= MAX_NAME:
+        raise ValueError(f"{attribute.name} must have 1 to {MAX_NAME} characters, has {len(value)}")
+
+
+@attrs.frozen(kw_only=True)
+class Identity:
+    """Who a connection belongs to.
+
+    ``user`` and ``session`` have 1 to 256 characters and are compared exactly; a name of another type is a TypeError,
+    so that ``"0"``, ``0`` and ``False`` can never become one user.
+    """
+
+    #: Whose nursery and whose limit.
+    user: str = attrs.field(validator=_name)
+    #: What survives a reconnect, None if nothing does.
+    session: str | None = attrs.field(default=None, validator=_name)
+    #: When the credential expires, in POSIX seconds (a JWT's ``exp``); the connection ends then. None: never.
+    expires_at: float | None = attrs.field(default=None)
+    #: Anything else that is worth showing, never interpreted.
+    labels: Mapping[str, str] = attrs.field(factory=dict, converter=lambda it: MappingProxyType(dict(it)))
+
+    @expires_at.validator
+    def _finite(self, _: object, value: float | None) -> None:
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"expires_at must be finite, is {value}")

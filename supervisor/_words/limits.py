@@ -1,0 +1,164 @@
+"""How much, how long, and what then: the three records of settings, validated and frozen.
+
+`Limits` is what connections may use, `Timeouts` how long others are waited for, `Policies` what happens at the limit.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from typing import Any
+
+import attrs
+
+
+class Overflow(enum.Enum):
+    """What happens when a limit is full and another connection arrives."""
+
+    #: The one that was admitted first leaves (close code 4505).
+    EVICT_OLDEST = "evict-oldest"
+    #: The one that has been without activity longest leaves (4505).
+    EVICT_IDLEST = "evict-idlest"
+    #: The oldest of the user who holds most leaves (4505). For the total limit only.
+    EVICT_GREEDIEST = "evict-greediest"
+    #: The newcomer is refused with `LimitReached`: HTTP 429 for a user's limit, 503 for the total.
+    REJECT = "reject"
+    #: The newcomer waits up to ``timeouts.wait`` for somebody to leave, then is refused.
+    WAIT = "wait"
+
+
+class SlowConsumer(enum.Enum):
+    """What happens when a connection's outbox is full and another message is to be queued."""
+
+    #: The connection is closed (4003). Nobody misses a message without knowing.
+    CLOSE = "close"
+    #: The oldest queued message is dropped.
+    DROP_OLDEST = "drop-oldest"
+    #: The new message is dropped.
+    DROP_NEWEST = "drop-newest"
+
+
+def _at_least(bound: int) -> Any:
+    def check(_: object, attribute: attrs.Attribute[int | None], value: object) -> None:
+        if value is None and attribute.default is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, int) or value < bound:
+            raise ValueError(f"{attribute.name} must be a whole number of at least {bound}, is {value!r}")
+
+    return check
+
+
+def _seconds(*, zero: bool = False) -> Any:
+    def check(_: object, attribute: attrs.Attribute[float], value: object) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+            raise ValueError(f"{attribute.name} must be a number of seconds, is {value!r}")
+        if value < 0 or (value == 0 and not zero):
+            raise ValueError(f"{attribute.name} must be {'at least' if zero else 'more than'} 0 s, is {value!r}")
+
+    return check
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """What connections may use. Times are in seconds; ``math.inf`` switches a time limit off."""
+
+    #: Connections of one user; at the limit ``policies.overflow_user`` decides.
+    per_user: int = attrs.field(default=5, validator=_at_least(1))
+    #: Connections of all users; at the limit ``policies.overflow_total`` decides.
+    total: int = attrs.field(default=1000, validator=_at_least(1))
+    #: Handlers of one user that ignored their cancellation; with more, the user's newcomers get `HardLimitReached`.
+    #: None means as many as ``per_user``.
+    stuck: int | None = attrs.field(default=None, validator=_at_least(0))
+    #: Connections saying goodbye at once; beyond it a leaving connection is cut without a close frame's wait.
+    closing: int = attrs.field(default=1000, validator=_at_least(0))
+    #: A connection without activity for this long ends (4001).
+    idle_ttl: float = attrs.field(default=300.0, validator=_seconds())
+    #: A connection of this age ends, active or not (4004).
+    lifetime: float = attrs.field(default=math.inf, validator=_seconds())
+    #: Bytes of one received message, in UTF-8 for text; a larger one ends the connection (1009).
+    max_message_size: int = attrs.field(default=1_048_576, validator=_at_least(1))
+    #: Frames of one received message; more end the connection (1008).
+    max_fragments: int = attrs.field(default=4096, validator=_at_least(1))
+    #: Messages queued towards one connection; at the limit ``policies.slow_consumer`` decides.
+    outbox_messages: int = attrs.field(default=1000, validator=_at_least(1))
+    #: Bytes queued towards one connection; at the limit ``policies.slow_consumer`` decides.
+    outbox_bytes: int = attrs.field(default=1_048_576, validator=_at_least(1))
+    #: Sockets that have not finished their handshake; beyond it the oldest of them is closed. They hold no seats.
+    lobby: int = attrs.field(default=1024, validator=_at_least(1))
+
+    @property
+    def stuck_per_user(self) -> int:
+        """``stuck``, with None resolved."""
+        return self.per_user if self.stuck is None else self.stuck
+
+
+@attrs.frozen(kw_only=True)
+class Timeouts:
+    """How long others are waited for, in seconds. Nothing is ever waited for without a bound."""
+
+    #: From accepting a socket to a complete request, TLS included; in total, not per byte.
+    handshake: float = attrs.field(default=5.0, validator=_seconds())
+    #: A newcomer waits this long for the seats of those who leave for it, then takes them.
+    evict: float = attrs.field(default=0.1, validator=_seconds(zero=True))
+    #: A handler has this long after its cancellation; then it is set aside as stuck.
+    handler_exit: float = attrs.field(default=0.5, validator=_seconds())
+    #: From the first reason to the socket's end, handler and goodbye together.
+    close: float = attrs.field(default=0.5, validator=_seconds())
+    #: A newcomer under `Overflow.WAIT` waits this long for a claim.
+    wait: float = attrs.field(default=5.0, validator=_seconds(zero=True))
+    #: A peer that has been silent for this long is sent a ping.
+    ping_interval: float = attrs.field(default=20.0, validator=_seconds())
+    #: A peer that stays silent for this long after a ping is unresponsive (4002).
+    pong: float = attrs.field(default=20.0, validator=_seconds())
+    #: A peer that takes no byte of what is written for this long is too slow (4003).
+    write_progress: float = attrs.field(default=10.0, validator=_seconds())
+    #: A peer with a ping or a write outstanding for this long may be shed before others.
+    suspect: float = attrs.field(default=1.0, validator=_seconds())
+    #: A user's nursery stays open for this long after their last connection.
+    linger: float = attrs.field(default=0.0, validator=_seconds(zero=True))
+    #: The server's whole drain; whoever is still there then is closed at once.
+    drain: float = attrs.field(default=30.0, validator=_seconds(zero=True))
+    #: After draining, the server process waits this long for stuck handlers, then reports them and exits non-zero.
+    exit: float = attrs.field(default=5.0, validator=_seconds(zero=True))
+
+
+def _fraction(_: object, attribute: attrs.Attribute[float], value: float) -> None:
+    if not 0 < value <= 1:
+        raise ValueError(f"{attribute.name} must be more than 0 and at most 1, is {value!r}")
+
+
+@attrs.frozen(kw_only=True)
+class Policies:
+    """What happens at a limit, and what counts as activity."""
+
+    #: When a user's limit is full.
+    overflow_user: Overflow = attrs.field(default=Overflow.EVICT_OLDEST, converter=Overflow)
+    #: When the total limit is full.
+    overflow_total: Overflow = attrs.field(default=Overflow.REJECT, converter=Overflow)
+    #: When an outbox is full.
+    slow_consumer: SlowConsumer = attrs.field(default=SlowConsumer.CLOSE, converter=SlowConsumer)
+    #: Emergency cleanup starts when an admission fills a limit to this fraction, rounded up.
+    shed_at: float = attrs.field(default=0.8, validator=_fraction)
+    #: Emergency cleanup stops at this fraction, rounded down, or when nothing is reclaimable.
+    shed_to: float = attrs.field(default=0.7, validator=_fraction)
+    #: Emergency cleanup takes connections without activity for this many seconds. None means half of ``idle_ttl``.
+    shed_idle_after: float | None = attrs.field(default=None)
+    #: A complete message received refreshes the idle TTL.
+    received_is_activity: bool = True
+    #: A message sent by the connection's own handler refreshes the idle TTL. Publishing never does.
+    sent_is_activity: bool = True
+
+    @overflow_user.validator
+    def _total_only(self, _: object, value: Overflow) -> None:
+        if value is Overflow.EVICT_GREEDIEST:
+            raise ValueError("evict-greediest compares users, so it is for overflow_total only")
+
+    @shed_to.validator
+    def _below(self, _: object, value: float) -> None:
+        if value > self.shed_at:
+            raise ValueError(f"shed_to must not exceed shed_at ({self.shed_at!r}), is {value!r}")
+
+    @shed_idle_after.validator
+    def _positive(self, _: object, value: float | None) -> None:
+        if value is not None and not value > 0:
+            raise ValueError(f"shed_idle_after must be more than 0 s, is {value!r}")
