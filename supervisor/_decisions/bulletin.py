@@ -42,7 +42,7 @@ class Bulletin:
     def _tell(self, subscriber: Subscriber, event: Event) -> None:
         try:
             subscriber(event)
-        except Exception as exception:  # noqa: BLE001 - a subscriber's failure stays its own, and is told to the others
+        except Exception as exception:
             if isinstance(event, Failed) and event.what == "subscriber":
                 _logger.exception("a subscriber failed while it was told of a subscriber's failure")
             else:

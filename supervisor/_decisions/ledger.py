@@ -10,7 +10,7 @@ import functools
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import count
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import attrs
 import trio
@@ -55,7 +55,7 @@ def step(method: Callable[Concatenate[Ledger, P], T]) -> Callable[Concatenate[Le
             if bulletin.pending and not bulletin.depth:
                 bulletin.deliver()
 
-    return stepping
+    return cast("Callable[Concatenate[Ledger, P], T]", stepping)
 
 
 @attrs.define(eq=False)
@@ -165,7 +165,8 @@ class Ledger:
     @step
     def take_from_the_slow(self, stay: Stay) -> None:
         """The wait for seats is over: those who leave too slowly lose theirs. Claims never exceed the limit, so
-        this always suffices."""
+        this always suffices.
+        """
         for roster in self._rosters(stay):
             for slow in list(roster.files[Stage.LEAVING]):
                 if roster.seats in stay.seats:
@@ -174,18 +175,14 @@ class Ledger:
         assert len(stay.seats) == 2, "more claims than the limit"
 
     @step
-    def begin(
-        self, stay: Stay, task: trio.lowlevel.Task, scope: trio.CancelScope, nursery: trio.Nursery
-    ) -> bool:
+    def begin(self, stay: Stay, task: trio.lowlevel.Task, scope: trio.CancelScope, nursery: trio.Nursery) -> bool:
         """The connection's own task has started. False if it has been told to leave before: no handler then."""
         if stay.end is not None:
             return False
         stay.begun, stay.task, stay.scope, stay.nursery = True, task, scope, nursery
         self._rearm(stay)
         stay.host.ring_by(self._due(stay))
-        self.bulletin.post(
-            events.Admitted(at=trio.current_time(), connection=stay.id, identity=stay.identity)
-        )
+        self.bulletin.post(events.Admitted(at=trio.current_time(), connection=stay.id, identity=stay.identity))
         return True
 
     # -- staying -----------------------------------------------------------------------------------------------
@@ -268,7 +265,7 @@ class Ledger:
             return False
         self._refile(stay, Stage.CLOSING)
         stay.host.ring_by(self._due(stay))
-        return len(self.total.files[Stage.CLOSING]) <= self.limits.closing
+        return stay.begun and len(self.total.files[Stage.CLOSING]) <= self.limits.closing
 
     @step
     def forget(self, stay: Stay) -> None:
@@ -381,7 +378,7 @@ class Ledger:
 
     def _rearm(self, stay: Stay) -> None:
         """A handler's own deadline is its TTL with some slack: it holds even if no keeper ever looks again."""
-        if stay.scope is not None:
+        if stay.begun and stay.scope is not None:
             stay.scope.deadline = min(stay.last_active + self.limits.idle_ttl, stay.ends_at) + SLACK
 
     @step

@@ -15,9 +15,9 @@ from .._words.events import Closed
 from .._words.identity import Identity
 
 if TYPE_CHECKING:
+    from .._words.wire import Wire
     from .roster import Roster
     from .seats import Seats
-    from .._words.wire import Wire
 
 
 class Stage(enum.Enum):

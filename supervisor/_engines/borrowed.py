@@ -28,7 +28,7 @@ _ENDS = {
 
 @attrs.define(eq=False)
 class Borrowed:
-    """A `Wire` over a `trio_websocket.WebSocketRequest`. One reader task per connection; nothing is written directly."""
+    """A `Wire` over a `trio_websocket.WebSocketRequest`. One reader task per connection."""
 
     request: trio_websocket.WebSocketRequest
     peer: str = "?"
@@ -45,7 +45,7 @@ class Borrowed:
     def __attrs_post_init__(self) -> None:
         # The two private names below are why the dependency is pinned to <0.13: its public aclose() returns without
         # closing the socket once a close has begun, and queues behind a stuck send before.
-        self._stream = cast("Stream", self.request._connection._stream)  # noqa: SLF001 - see above
+        self._stream = cast("Stream", self.request._connection._stream)
         try:
             self.peer = str(self.request.remote)
         except OSError:

@@ -44,7 +44,8 @@ class Link:
 
     def offer(self, octets: bytes) -> bool:
         """Write `octets` now if nobody else is writing and the socket takes their beginning; its end follows by
-        itself. False, and nothing is written, otherwise; always for TLS."""
+        itself. False, and nothing is written, otherwise; always for TLS.
+        """
         if self._busy or self.closed or self.nursery is None or isinstance(self.stream, trio.SSLStream):
             return False
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, cast
@@ -124,10 +125,8 @@ class TrioWebSocket:
             self._nursery.start_soon(self._send_ping, name="ping")
 
     async def _send_ping(self) -> None:
-        try:
+        with contextlib.suppress(WireClosed):
             await self._link.send(_PING)
-        except WireClosed:
-            pass
 
     async def close(self, code: int, text: str) -> None:
         """See `Wire.close`: our close frame, never the engine's, and then the peer's answer, whatever precedes it."""

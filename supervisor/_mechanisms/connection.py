@@ -259,7 +259,7 @@ class Membership:
 
     def leave(self) -> bool:
         """End it now; False if it has ended."""
-        return self.connection._ledger.memberships.leave(self.connection, self.group)  # noqa: SLF001 - one module
+        return self.connection._ledger.memberships.leave(self.connection, self.group)
 
     def __enter__(self) -> Membership:
         return self

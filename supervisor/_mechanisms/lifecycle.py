@@ -37,7 +37,7 @@ async def start(ledger: Ledger, conn: Connection) -> None:
 async def _wait_for_claim(ledger: Ledger, conn: Connection) -> None:
     if conn.stage is Stage.QUEUED:
         await _sleep_until_cancelled(conn, ledger.timeouts.wait)
-        if conn.stage is not Stage.CLAIM:
+        if not conn.serving:
             raise ledger.give_up_waiting(conn)
 
 

@@ -55,9 +55,7 @@ class Supervisor:
         `Overflow.WAIT`.
         """
         ledger = self._ledger
-        conn = Connection(
-            wire=wire, supervisor=self, ledger=ledger, **ledger.credentials(identity, handler)
-        )
+        conn = Connection(wire=wire, supervisor=self, ledger=ledger, **ledger.credentials(identity, handler))
         await start(ledger, conn)
         return conn
 
@@ -251,14 +249,16 @@ async def open_supervisor(
     chosen = choose_profile() if profile is None else profile
     failure: BaseException | None = None
     async with trio.open_nursery() as nursery:
-        ledger = Ledger(limits, timeouts, policies, lambda user: start_keeper(nursery, ledger, user), Roster.of(limits.total))
+        ledger = Ledger(
+            limits, timeouts, policies, lambda user: start_keeper(nursery, ledger, user), Roster.of(limits.total)
+        )
         supervisor = Supervisor(chosen, AuditHealth(chosen.audit_interval), ledger, Tally())
         supervisor.subscribe(supervisor._tally)
         supervisor.subscribe(journal.write)
         await nursery.start(audit_periodically, ledger, supervisor.audit_health)
         try:
             yield supervisor
-        except BaseException as exception:  # re-raised below, outside the nursery, so that it is not wrapped in a group
+        except BaseException as exception:  # noqa: BLE001 - raised again below, where no nursery wraps it in a group
             failure = exception
         finally:
             ledger.shut()

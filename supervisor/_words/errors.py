@@ -56,9 +56,7 @@ class HardLimitReached(LimitReached):
     def __init__(self, user: str, current: int, maximum: int, stuck: int) -> None:
         super().__init__(user, PER_USER, current, maximum)
         self.stuck = stuck
-        self.args = (
-            f"HARD LIMIT: user {user!r} still over limit after cleanup ({current}/{maximum}, {stuck} stuck)",
-        )
+        self.args = (f"HARD LIMIT: user {user!r} still over limit after cleanup ({current}/{maximum}, {stuck} stuck)",)
 
 
 class Superseded(Refused):

@@ -5,19 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 import attrs
 
 MAX_NAME = 256
 
 
-def _name(_: object, attribute: attrs.Attribute[str | None], value: object) -> None:
+def _name(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if value is None and attribute.name != "user":
         return
     if not isinstance(value, str):
         raise TypeError(f"{attribute.name} must be a str, not {type(value).__name__}")
     if not 1 <= len(value) <= MAX_NAME:
         raise ValueError(f"{attribute.name} must have 1 to {MAX_NAME} characters, has {len(value)}")
+
+
+def _frozen(labels: Mapping[str, str]) -> Mapping[str, str]:
+    return MappingProxyType(dict(labels))
 
 
 @attrs.frozen(kw_only=True)
@@ -35,7 +40,7 @@ class Identity:
     #: When the credential expires, in POSIX seconds (a JWT's ``exp``); the connection ends then. None: never.
     expires_at: float | None = attrs.field(default=None)
     #: Anything else that is worth showing, never interpreted.
-    labels: Mapping[str, str] = attrs.field(factory=dict, converter=lambda it: MappingProxyType(dict(it)))
+    labels: Mapping[str, str] = attrs.field(factory=dict, converter=_frozen)
 
     @expires_at.validator
     def _finite(self, _: object, value: float | None) -> None:
