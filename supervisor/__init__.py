@@ -10,23 +10,34 @@ The house, from the ground up; imports only ever point downward:
 - ``cli``          the command line
 """
 
+from importlib.metadata import version as _version
+
 from ._mechanisms.audience import Audience as Audience
 from ._mechanisms.connection import Connection as Connection
 from ._mechanisms.connection import Membership as Membership
 from ._mechanisms.supervisor import Supervisor as Supervisor
 from ._mechanisms.supervisor import open_supervisor as open_supervisor
 from ._mechanisms.tally import Statistics as Statistics
+from ._server.head import Request as Request
+from ._server.hub import echo as echo
+from ._server.hub import hub as hub
+from ._server.options import Options as Options
+from ._server.server import Server as Server
+from ._server.server import serve as serve
 from ._words import events as events
 from ._words.closing import CloseReason as CloseReason
 from ._words.closing import End as End
+from ._words.errors import BadRequest as BadRequest
 from ._words.errors import ConnectionClosed as ConnectionClosed
 from ._words.errors import Draining as Draining
+from ._words.errors import Forbidden as Forbidden
 from ._words.errors import HardLimitReached as HardLimitReached
 from ._words.errors import LimitReached as LimitReached
 from ._words.errors import NotFound as NotFound
 from ._words.errors import Refused as Refused
 from ._words.errors import Superseded as Superseded
 from ._words.errors import SupervisorError as SupervisorError
+from ._words.errors import Unauthorized as Unauthorized
 from ._words.frames import Frame as Frame
 from ._words.identity import Identity as Identity
 from ._words.limits import Limits as Limits
@@ -38,3 +49,5 @@ from ._words.profiles import Profile as Profile
 from ._words.profiles import choose_profile as choose_profile
 from ._words.wire import Wire as Wire
 from ._words.wire import WireClosed as WireClosed
+
+__version__ = _version("websocket-supervisor")

@@ -7,7 +7,10 @@
     │   ├── LimitReached      a limit is full, and its policy does not make room
     │   │   └── HardLimitReached   too many stuck handlers
     │   ├── Superseded        a newer connection took the claim before this one had its seat
-    │   └── Draining          nobody is admitted any more
+    │   ├── Draining          nobody is admitted any more
+    │   ├── BadRequest        the request itself cannot be understood
+    │   ├── Unauthorized      nobody may come in without saying who they are
+    │   └── Forbidden         it is known who they are, or where they come from, and they may not
     ├── ConnectionClosed      sending or receiving on a connection that has begun to leave
     └── NotFound              nothing is known under this key
 """
@@ -79,6 +82,27 @@ class Draining(Refused):
 
     def __init__(self) -> None:
         super().__init__("draining: no new connections are admitted")
+
+
+class BadRequest(Refused):
+    """The request cannot be understood; trying again will not help."""
+
+    reason = CloseReason.BAD_REQUEST
+    status = 400
+
+
+class Unauthorized(Refused):
+    """No credential, or one that is not valid."""
+
+    reason = CloseReason.UNAUTHORIZED
+    status = 401
+
+
+class Forbidden(Refused):
+    """A valid request from somebody, or some origin, that may not make it."""
+
+    reason = CloseReason.UNAUTHORIZED
+    status = 403
 
 
 class ConnectionClosed(SupervisorError):

@@ -15,27 +15,27 @@ import attrs
 class Overflow(enum.Enum):
     """What happens when a limit is full and another connection arrives."""
 
-    #: The one that was admitted first leaves (close code 4505).
     EVICT_OLDEST = "evict-oldest"
-    #: The one that has been without activity longest leaves (4505).
+    """The one that was admitted first leaves (close code 4505)."""
     EVICT_IDLEST = "evict-idlest"
-    #: The oldest of the user who holds most leaves (4505). For the total limit only.
+    """The one that has been without activity longest leaves (4505)."""
     EVICT_GREEDIEST = "evict-greediest"
-    #: The newcomer is refused with `LimitReached`: HTTP 429 for a user's limit, 503 for the total.
+    """The oldest of the user who holds most leaves (4505). For the total limit only."""
     REJECT = "reject"
-    #: The newcomer waits up to ``timeouts.wait`` for somebody to leave, then is refused.
+    """The newcomer is refused with `LimitReached`: HTTP 429 for a user's limit, 503 for the total."""
     WAIT = "wait"
+    """The newcomer waits up to ``timeouts.wait`` for somebody to leave, then is refused."""
 
 
 class SlowConsumer(enum.Enum):
     """What happens when a connection's outbox is full and another message is to be queued."""
 
-    #: The connection is closed (4003). Nobody misses a message without knowing.
     CLOSE = "close"
-    #: The oldest queued message is dropped.
+    """The connection is closed (4003). Nobody misses a message without knowing."""
     DROP_OLDEST = "drop-oldest"
-    #: The new message is dropped.
+    """The oldest queued message is dropped."""
     DROP_NEWEST = "drop-newest"
+    """The new message is dropped."""
 
 
 def _at_least(bound: int) -> Any:
@@ -62,29 +62,31 @@ def _seconds(*, zero: bool = False) -> Any:
 class Limits:
     """What connections may use. Times are in seconds; ``math.inf`` switches a time limit off."""
 
-    #: Connections of one user; at the limit ``policies.overflow_user`` decides.
     per_user: int = attrs.field(default=5, validator=_at_least(1))
-    #: Connections of all users; at the limit ``policies.overflow_total`` decides.
+    """Connections of one user; at the limit ``policies.overflow_user`` decides."""
     total: int = attrs.field(default=1000, validator=_at_least(1))
-    #: Handlers of one user that ignored their cancellation; with more, the user's newcomers get `HardLimitReached`.
-    #: None means as many as ``per_user``.
+    """Connections of all users; at the limit ``policies.overflow_total`` decides."""
     stuck: int | None = attrs.field(default=None, validator=_at_least(0))
-    #: Connections saying goodbye at once; beyond it a leaving connection is cut without a close frame's wait.
+    """Handlers of one user that ignored their cancellation; with more, the user's newcomers get `HardLimitReached`.
+    None means as many as ``per_user``."""
+    stuck_total: int = attrs.field(default=50, validator=_at_least(0))
+    """Stuck handlers of all users; with more, the server says that it is not ready."""
     closing: int = attrs.field(default=1000, validator=_at_least(0))
-    #: A connection without activity for this long ends (4001).
+    """Connections saying goodbye at once; beyond it a leaving connection is cut without a close frame's wait."""
     idle_ttl: float = attrs.field(default=300.0, validator=_seconds())
-    #: A connection of this age ends, active or not (4004).
+    """A connection without activity for this long ends (4001)."""
     lifetime: float = attrs.field(default=math.inf, validator=_seconds())
-    #: Bytes of one received message, in UTF-8 for text; a larger one ends the connection (1009).
+    """A connection of this age ends, active or not (4004)."""
     max_message_size: int = attrs.field(default=1_048_576, validator=_at_least(1))
-    #: Frames of one received message; more end the connection (1008).
+    """Bytes of one received message, in UTF-8 for text; a larger one ends the connection (1009)."""
     max_fragments: int = attrs.field(default=4096, validator=_at_least(1))
-    #: Messages queued towards one connection; at the limit ``policies.slow_consumer`` decides.
+    """Frames of one received message; more end the connection (1008)."""
     outbox_messages: int = attrs.field(default=1000, validator=_at_least(1))
-    #: Bytes queued towards one connection; at the limit ``policies.slow_consumer`` decides.
+    """Messages queued towards one connection; at the limit ``policies.slow_consumer`` decides."""
     outbox_bytes: int = attrs.field(default=1_048_576, validator=_at_least(1))
-    #: Sockets that have not finished their handshake; beyond it the oldest of them is closed. They hold no seats.
+    """Bytes queued towards one connection; at the limit ``policies.slow_consumer`` decides."""
     lobby: int = attrs.field(default=1024, validator=_at_least(1))
+    """Sockets that have not finished their handshake; beyond it the oldest of them is closed. They hold no seats."""
 
     @property
     def stuck_per_user(self) -> int:
@@ -96,30 +98,30 @@ class Limits:
 class Timeouts:
     """How long others are waited for, in seconds. Nothing is ever waited for without a bound."""
 
-    #: From accepting a socket to a complete request, TLS included; in total, not per byte.
     handshake: float = attrs.field(default=5.0, validator=_seconds())
-    #: A newcomer waits this long for the seats of those who leave for it, then takes them.
+    """From accepting a socket to a complete request, TLS included; in total, not per byte."""
     evict: float = attrs.field(default=0.1, validator=_seconds(zero=True))
-    #: A handler has this long after its cancellation; then it is set aside as stuck.
+    """A newcomer waits this long for the seats of those who leave for it, then takes them."""
     handler_exit: float = attrs.field(default=0.5, validator=_seconds())
-    #: From the first reason to the socket's end, handler and goodbye together.
+    """A handler has this long after its cancellation; then it is set aside as stuck."""
     close: float = attrs.field(default=0.5, validator=_seconds())
-    #: A newcomer under `Overflow.WAIT` waits this long for a claim.
+    """From the first reason to the socket's end, handler and goodbye together."""
     wait: float = attrs.field(default=5.0, validator=_seconds(zero=True))
-    #: A peer that has been silent for this long is sent a ping.
+    """A newcomer under `Overflow.WAIT` waits this long for a claim."""
     ping_interval: float = attrs.field(default=20.0, validator=_seconds())
-    #: A peer that stays silent for this long after a ping is unresponsive (4002).
+    """A peer that has been silent for this long is sent a ping."""
     pong: float = attrs.field(default=20.0, validator=_seconds())
-    #: A peer that takes no byte of what is written for this long is too slow (4003).
+    """A peer that stays silent for this long after a ping is unresponsive (4002)."""
     write_progress: float = attrs.field(default=10.0, validator=_seconds())
-    #: A peer with a ping or a write outstanding for this long may be shed before others.
+    """A peer that takes no byte of what is written for this long is too slow (4003)."""
     suspect: float = attrs.field(default=1.0, validator=_seconds())
-    #: A user's nursery stays open for this long after their last connection.
+    """A peer with a ping or a write outstanding for this long may be shed before others."""
     linger: float = attrs.field(default=0.0, validator=_seconds(zero=True))
-    #: The server's whole drain; whoever is still there then is closed at once.
+    """A user's nursery stays open for this long after their last connection."""
     drain: float = attrs.field(default=30.0, validator=_seconds(zero=True))
-    #: After draining, the server process waits this long for stuck handlers, then reports them and exits non-zero.
+    """The server's whole drain; whoever is still there then is closed at once."""
     exit: float = attrs.field(default=5.0, validator=_seconds(zero=True))
+    """After draining, the server process waits this long for stuck handlers, then reports them and exits non-zero."""
 
 
 def _fraction(_: object, attribute: attrs.Attribute[float], value: float) -> None:
@@ -131,22 +133,22 @@ def _fraction(_: object, attribute: attrs.Attribute[float], value: float) -> Non
 class Policies:
     """What happens at a limit, and what counts as activity."""
 
-    #: When a user's limit is full.
     overflow_user: Overflow = attrs.field(default=Overflow.EVICT_OLDEST, converter=Overflow)
-    #: When the total limit is full.
+    """When a user's limit is full."""
     overflow_total: Overflow = attrs.field(default=Overflow.REJECT, converter=Overflow)
-    #: When an outbox is full.
+    """When the total limit is full."""
     slow_consumer: SlowConsumer = attrs.field(default=SlowConsumer.CLOSE, converter=SlowConsumer)
-    #: Emergency cleanup starts when an admission fills a limit to this fraction, rounded up.
+    """When an outbox is full."""
     shed_at: float = attrs.field(default=0.8, validator=_fraction)
-    #: Emergency cleanup stops at this fraction, rounded down, or when nothing is reclaimable.
+    """Emergency cleanup starts when an admission fills a limit to this fraction, rounded up."""
     shed_to: float = attrs.field(default=0.7, validator=_fraction)
-    #: Emergency cleanup takes connections without activity for this many seconds. None means half of ``idle_ttl``.
+    """Emergency cleanup stops at this fraction, rounded down, or when nothing is reclaimable."""
     shed_idle_after: float | None = attrs.field(default=None)
-    #: A complete message received refreshes the idle TTL.
+    """Emergency cleanup takes connections without activity for this many seconds. None means half of ``idle_ttl``."""
     received_is_activity: bool = True
-    #: A message sent by the connection's own handler refreshes the idle TTL. Publishing never does.
+    """A complete message received refreshes the idle TTL."""
     sent_is_activity: bool = True
+    """A message sent by the connection's own handler refreshes the idle TTL. Publishing never does."""
 
     @overflow_user.validator
     def _total_only(self, _: object, value: Overflow) -> None:

@@ -1,0 +1,5 @@
+"""``python -m supervisor`` is ``ws-supervisor``."""
+
+from .cli import main
+
+main()

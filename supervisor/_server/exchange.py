@@ -1,0 +1,141 @@
+"""One HTTP request and its answer on one stream, spelled by h11."""
+
+from __future__ import annotations
+
+import http
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import h11
+import trio
+
+from .._engines.link import Stream
+from .._words.errors import BadRequest, Refused
+from .head import MAX_HEAD, MAX_HEADERS, Request, TooManyHeaders
+
+MAX_BODY = 65_536
+_READ = 4096
+#: How long writing an answer may take.
+_ANSWER = 5.0
+#: How long an answered peer may take to hang up before we do.
+_LINGER = 0.4
+_ALWAYS = {"Cache-Control": "no-store", "Connection": "close", "X-Content-Type-Options": "nosniff"}
+
+
+class Hangup(Exception):
+    """The peer left before it had said everything."""
+
+
+class _Malformed(BadRequest):
+    def __init__(self, error: h11.RemoteProtocolError) -> None:
+        super().__init__(str(error))
+        self.status = error.error_status_hint
+
+
+@attrs.define(eq=False)
+class Exchange:
+    """Reads a head, perhaps a body, and writes one answer. There is no second request: the answer closes."""
+
+    stream: Stream
+    peer: str
+    secure: bool
+    #: Something has arrived: a peer that is too late is told so, one that never spoke is not.
+    spoken: bool = False
+    _http: h11.Connection = attrs.field(factory=lambda: h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD))
+
+    async def read_head(self) -> Request:
+        """The request head. Raises `Hangup`, or `BadRequest` with the status that fits."""
+        event = await self._next_event()
+        if not isinstance(event, h11.Request):
+            raise Hangup
+        if len(event.headers) > MAX_HEADERS:
+            raise TooManyHeaders(f"more than {MAX_HEADERS} headers")
+        target = event.target.decode("latin-1")
+        path, _, query_string = target.partition("?")
+        return Request(
+            method=event.method.decode("ascii"),
+            path=path,
+            query_string=query_string.partition("#")[0],
+            http_version=event.http_version.decode("ascii"),
+            headers=tuple((name.decode("ascii"), value.decode("latin-1")) for name, value in event.headers),
+            peer=self.peer,
+            secure=self.secure,
+        )
+
+    @property
+    def trailing(self) -> bool:
+        """Whether bytes have arrived that do not belong to the head."""
+        return bool(self._http.trailing_data[0])
+
+    async def read_body(self) -> bytes:
+        """The request's body, at most 64 KiB of it: `BadRequest` (413) beyond."""
+        body = b""
+        while True:
+            event = await self._next_event()
+            if isinstance(event, h11.EndOfMessage):
+                return body
+            if not isinstance(event, h11.Data):
+                raise Hangup
+            body += event.data
+            if len(body) > MAX_BODY:
+                too_big = BadRequest(f"body exceeds {MAX_BODY} bytes")
+                too_big.status = 413
+                raise too_big
+
+    async def _next_event(self) -> object:
+        try:
+            while (event := self._http.next_event()) is h11.NEED_DATA:
+                data = await self.stream.receive_some(_READ)
+                self.spoken = self.spoken or bool(data)
+                self._http.receive_data(bytes(data))
+        except h11.RemoteProtocolError as error:
+            raise (_Malformed(error) if self.spoken else Hangup()) from None
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise Hangup from None
+        return event
+
+    async def refuse(self, refusal: Refused) -> None:
+        """Say why, in JSON, and when to come back."""
+        body: dict[str, Any] = {
+            "error": refusal.reason.name.lower(),
+            "detail": str(refusal),
+            "close_code": refusal.reason.code,
+            "retry_after": refusal.retry_after,
+        }
+        headers = {} if refusal.retry_after is None else {"Retry-After": str(max(1, round(refusal.retry_after)))}
+        if refusal.status == http.HTTPStatus.UPGRADE_REQUIRED:
+            headers |= {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+        if refusal.status == http.HTTPStatus.UNAUTHORIZED:
+            headers |= {"WWW-Authenticate": "Bearer"}
+        await self.answer_json(refusal.status, body, headers)
+
+    async def answer_json(self, status: int, body: Any, headers: Mapping[str, str] | None = None) -> None:
+        """Answer with JSON."""
+        encoded = (json.dumps(body, allow_nan=False) + "\n").encode()
+        await self.answer(status, encoded, "application/json", headers)
+
+    async def answer(
+        self, status: int, body: bytes, content_type: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Write the answer, and give the peer a moment to take it and hang up. Never raises what a peer can cause."""
+        all_headers = {**_ALWAYS, "Content-Type": content_type, "Content-Length": str(len(body)), **(headers or {})}
+        reason = http.HTTPStatus(status).phrase.encode()
+        try:
+            head = self._http.send(h11.Response(status_code=status, headers=list(all_headers.items()), reason=reason))
+            data = self._http.send(h11.Data(data=body)) or b""
+            with trio.move_on_after(_ANSWER):
+                await self.stream.send_all((head or b"") + data)
+                with trio.move_on_after(_LINGER):
+                    await self._hang_up()
+        except (trio.BrokenResourceError, trio.ClosedResourceError, h11.LocalProtocolError):
+            return
+
+    async def _hang_up(self) -> None:
+        """Closing with unread bytes would reset the connection, and could take the answer with it."""
+        if isinstance(self.stream, trio.SocketStream):
+            await self.stream.send_eof()
+            left = MAX_BODY
+            while left > 0 and (data := await self.stream.receive_some(_READ)):
+                left -= len(data)

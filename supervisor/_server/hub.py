@@ -1,0 +1,203 @@
+"""The hub: rooms, users and presence in JSON text frames, subprotocol ``supervisor.v1.json``."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import attrs
+
+from .._mechanisms.connection import Connection, Message
+from .._words.identity import MAX_NAME
+
+#: Rooms of one connection at a time.
+MAX_ROOMS = 100
+#: Malformed frames of one connection, after which it is not worth answering any more.
+MAX_MISTAKES = 100
+#: Tells a restarted server from the one before.
+EPOCH = secrets.token_hex(4)
+
+Frame = dict[str, Any]
+
+
+class Mistake(Exception):
+    """The frame cannot be understood; what to tell its sender."""
+
+
+async def hub(conn: Connection) -> None:
+    """Serve one connection of the native protocol until it leaves."""
+    guest = Guest(conn)
+    await conn.send(encode(guest.welcome()))
+    try:
+        async for message in conn:
+            answer = guest.answer(message)
+            await conn.send(encode(answer))
+            if guest.mistakes >= MAX_MISTAKES:
+                conn.close(4501, "too many malformed frames")
+    finally:
+        guest.leave_all()
+
+
+def encode(frame: Frame) -> str:
+    """A frame as text; a `Mistake` if it cannot be one (1e400, or nested too deeply to write what could be read)."""
+    try:
+        return json.dumps(frame, separators=(",", ":"), allow_nan=False)
+    except (ValueError, RecursionError):
+        raise Mistake("data cannot be represented in JSON") from None
+
+
+def decode(message: Message) -> Frame:
+    """A frame from text, or a `Mistake`: hostile JSON included."""
+    if isinstance(message, bytes):
+        raise Mistake("frames are JSON text, not binary")
+    try:
+        frame = json.loads(message, parse_constant=_reject_constant)
+    except (ValueError, RecursionError):
+        raise Mistake("frames are JSON") from None
+    if not isinstance(frame, dict):
+        raise Mistake("a frame is a JSON object")
+    return frame
+
+
+def _reject_constant(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+@attrs.define(eq=False)
+class Guest:
+    """What the hub keeps of one connection. All its operations are synchronous."""
+
+    conn: Connection
+    mistakes: int = 0
+    rooms: dict[str, None] = attrs.field(factory=dict)
+
+    def welcome(self) -> Frame:
+        """The first frame that a client gets."""
+        limits = self.conn.supervisor.limits
+        return {
+            "type": "welcome",
+            "connection": self.conn.id,
+            "user": self.conn.user,
+            "session": self.conn.identity.session,
+            "epoch": EPOCH,
+            "seq": 0,
+            "resumed": False,
+            "limits": {
+                "per_user": limits.per_user,
+                "idle_ttl": limits.idle_ttl,
+                "max_message_size": limits.max_message_size,
+                "rooms": MAX_ROOMS,
+            },
+        }
+
+    def answer(self, message: Message) -> Frame:
+        """Do what a frame asks; the answer carries its ``ref``."""
+        ref = None
+        try:
+            frame = decode(message)
+            ref = _ref(frame)
+            operation = frame.get("op")
+            if not isinstance(operation, str) or operation not in OPERATIONS:
+                raise Mistake(f"op must be one of {', '.join(OPERATIONS)}")
+            return {"type": "reply", "ref": ref, **OPERATIONS[operation](self, frame)}
+        except Mistake as mistake:
+            self.mistakes += 1
+            return {"type": "error", "ref": ref, "code": "bad_request", "detail": str(mistake)}
+
+    def join(self, frame: Frame) -> Frame:
+        """Become a member, and tell the members; joining again changes nothing."""
+        room = _name(frame, "room")
+        if room not in self.rooms:
+            if len(self.rooms) >= MAX_ROOMS:
+                raise Mistake(f"a connection may be in {MAX_ROOMS} rooms at a time")
+            self.rooms[room] = None
+            self.conn.join(room)
+            self._tell(room, joined=[self._card()], left=[])
+        return {"room": room, "members": len(self.conn.supervisor.room(room).members)}
+
+    def leave(self, frame: Frame) -> Frame:
+        """Stop being a member, and tell those who stay."""
+        room = _name(frame, "room")
+        if room not in self.rooms:
+            raise Mistake("not a member of this room")
+        self._leave(room)
+        return {"room": room}
+
+    def publish(self, frame: Frame) -> Frame:
+        """A message to every other member of a room one is in."""
+        room = _name(frame, "room")
+        if room not in self.rooms:
+            raise Mistake("join a room to publish in it")
+        message = encode({"type": "message", "room": room, "from": self.conn.user, "data": _data(frame)})
+        return {"room": room, "delivered": self.conn.supervisor.room(room).publish(message, exclude=self.conn)}
+
+    def send(self, frame: Frame) -> Frame:
+        """A message to all connections of one user."""
+        user = _name(frame, "user")
+        message = encode({"type": "message", "user": user, "from": self.conn.user, "data": _data(frame)})
+        return {"user": user, "delivered": self.conn.supervisor.user(user).publish(message, exclude=self.conn)}
+
+    def presence(self, frame: Frame) -> Frame:
+        """Who is in a room now."""
+        room = _name(frame, "room")
+        members = self.conn.supervisor.room(room).members
+        return {"room": room, "members": [{"connection": member.id, "user": member.user} for member in members]}
+
+    def ping(self, frame: Frame) -> Frame:
+        """Nothing, answered; counts as activity."""
+        return {"pong": True}
+
+    def leave_all(self) -> None:
+        """The connection is leaving: the rooms it was in are told."""
+        for room in list(self.rooms):
+            self._leave(room)
+
+    def _leave(self, room: str) -> None:
+        del self.rooms[room]
+        self.conn.leave(room)
+        self._tell(room, joined=[], left=[self._card()])
+
+    def _tell(self, room: str, *, joined: list[Frame], left: list[Frame]) -> None:
+        notice = encode({"type": "presence", "room": room, "joined": joined, "left": left})
+        self.conn.supervisor.room(room).publish(notice, exclude=self.conn)
+
+    def _card(self) -> Frame:
+        return {"connection": self.conn.id, "user": self.conn.user}
+
+
+OPERATIONS: dict[str, Callable[[Guest, Frame], Frame]] = {
+    "join": Guest.join,
+    "leave": Guest.leave,
+    "publish": Guest.publish,
+    "send": Guest.send,
+    "presence": Guest.presence,
+    "ping": Guest.ping,
+}
+
+
+def _name(frame: Frame, field: str) -> str:
+    name = frame.get(field)
+    if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME:
+        raise Mistake(f"{field} must be a string of 1 to {MAX_NAME} characters")
+    return name
+
+
+def _ref(frame: Frame) -> str | int | None:
+    ref = frame.get("ref")
+    if ref is not None and not (isinstance(ref, str | int) and len(str(ref)) <= MAX_NAME):
+        raise Mistake(f"ref must be a string of at most {MAX_NAME} characters, or a whole number")
+    return ref
+
+
+def _data(frame: Frame) -> Any:
+    if "data" not in frame:
+        raise Mistake("data is missing")
+    return frame["data"]
+
+
+async def echo(conn: Connection) -> None:
+    """Return every message unchanged, text or binary."""
+    async for message in conn:
+        await conn.send(message)

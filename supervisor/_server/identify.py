@@ -1,0 +1,26 @@
+"""Who a request comes from, if nothing better is configured: whoever it says, where that may be believed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+
+from .._words.errors import BadRequest, Unauthorized
+from .._words.identity import Identity
+from .head import Request
+
+_anonymous: Iterator[int] = count(1)
+
+
+def identify_anonymous(request: Request, *, allow_anonymous: bool) -> Identity:
+    """``?user=`` and ``?session=`` at their word: from this machine, or from anywhere with ``--allow-anonymous``.
+
+    Without ``user``, everybody is somebody else: ``anonymous-1``, ``anonymous-2``, ...
+    """
+    if not allow_anonymous and not request.is_local:
+        raise Unauthorized("anonymous users are only allowed on loopback, or with --allow-anonymous")
+    user, session = request.query("user"), request.query("session")
+    try:
+        return Identity(user=f"anonymous-{next(_anonymous)}" if user is None else user, session=session)
+    except ValueError as error:
+        raise BadRequest(str(error)) from None

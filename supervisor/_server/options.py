@@ -1,0 +1,62 @@
+"""What the embedded server needs to know besides limits, time-outs and policies."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Awaitable, Callable, Iterable
+
+import attrs
+
+from .._words.identity import Identity
+from .head import Request
+
+Authenticate = Callable[[Request], Identity | Awaitable[Identity]]
+
+
+def _origins(origins: Iterable[str]) -> frozenset[str]:
+    return frozenset(origins)
+
+
+@attrs.frozen(kw_only=True)
+class Options:
+    """Where to listen, and whom to let in. Frozen and validated."""
+
+    host: str = "127.0.0.1"
+    """The address to listen on; a host name may stand for several."""
+    port: int = attrs.field(default=8765)
+    """0 lets the system choose; see `Server.port`."""
+    certfile: str | None = None
+    """A TLS certificate chain (PEM) and its key; None serves without TLS."""
+    keyfile: str | None = None
+    """None means that ``certfile`` holds the key too."""
+    ssl_context: ssl.SSLContext | None = attrs.field(default=None, repr=False)
+    """Takes precedence over ``certfile``, for those who need more than that."""
+    allowed_origins: frozenset[str] = attrs.field(default=frozenset(), converter=_origins)
+    """Origins, as ``scheme://host[:port]``, whose pages may connect besides our own."""
+    require_origin: bool = False
+    """Refuse clients that send no Origin, which are not browsers."""
+    allow_anonymous: bool = False
+    """Let clients from elsewhere than this machine choose their own user name. Without it, only loopback may."""
+    authenticate: Authenticate | None = None
+    """Makes an `Identity` of a request, or raises `Unauthorized`; None takes ``?user=`` at its word, see above."""
+    admin_token: str | None = attrs.field(default=None, repr=False)
+    """What ``/api`` asks for as ``Authorization: Bearer``; None lets only loopback in."""
+
+    @port.validator
+    def _valid_port(self, _: object, value: int) -> None:
+        if not 0 <= value <= 65535:
+            raise ValueError(f"port must be 0 to 65535, is {value!r}")
+
+    @allowed_origins.validator
+    def _valid_origins(self, _: object, value: frozenset[str]) -> None:
+        for origin in value:
+            if "://" not in origin or origin.endswith("/"):
+                raise ValueError(f"an origin is scheme://host[:port] without a path, not {origin!r}")
+
+    def tls(self) -> ssl.SSLContext | None:
+        """The TLS context to serve with; None without TLS. Reads the files, so errors come before anybody connects."""
+        if self.ssl_context is not None or self.certfile is None:
+            return self.ssl_context
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self.certfile, self.keyfile)
+        return context

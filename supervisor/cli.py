@@ -1,0 +1,167 @@
+"""The command line: ``ws-supervisor`` and ``python -m supervisor``. Flags are the fields of the records."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Annotated, Literal
+
+import trio
+
+from . import __version__
+from ._mechanisms.supervisor import Handler
+from ._server.hub import echo, hub
+from ._server.options import Options
+from ._server.server import Server, serve
+from ._words.limits import Limits, Policies, Timeouts
+from ._words.profiles import choose_profile
+
+try:
+    import cyclopts
+    from cyclopts import App, Parameter
+except ImportError:  # pragma: no cover - the core does not need it
+    sys.exit("the command line needs an extra: pip install 'websocket-supervisor[cli]'")
+
+APPS: dict[str, Handler] = {"hub": hub, "echo": echo}
+
+app = App(
+    name="ws-supervisor",
+    help="A WebSocket server in which every user is a nursery and every connection a child task.",
+    version=__version__,
+    config=cyclopts.config.Env("WS_SUPERVISOR_", command=False),
+)
+
+
+class LogLine(logging.Formatter):
+    """One JSON object per line: time, level, message, the event's fields, and a traceback if there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Spell one record."""
+        line = {"at": self.formatTime(record), "level": record.levelname.lower(), "message": record.getMessage()}
+        line |= getattr(record, "event", {})
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=repr)
+
+
+def log_to_stderr(form: Literal["text", "json"], level: str) -> None:
+    """Write the log of the supervisor, and what else there is to say, to standard error."""
+    handler = logging.StreamHandler()
+    text = logging.Formatter("%(asctime)s %(levelname)-8s %(message)s")
+    handler.setFormatter(LogLine() if form == "json" else text)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("trio-websocket").setLevel(logging.WARNING)
+
+
+def find_handler(name: str) -> Handler:
+    """``hub``, ``echo``, or ``package.module:handler``. ValueError if there is no such thing."""
+    if name in APPS:
+        return APPS[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ValueError(f"--app must be {', '.join(APPS)} or package.module:handler, not {name!r}")
+    sys.path.insert(0, "")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--app {name}: {error}") from error
+    if not callable(found):
+        raise ValueError(f"--app {name}: not a function")
+    return found  # type: ignore[no-any-return]  # whether it is a handler is only known when it is called
+
+
+@app.command(name="serve")
+def serve_command(
+    *,
+    app: str = "hub",
+    host: str = "127.0.0.1",
+    port: int = 8765,
+    certfile: str | None = None,
+    keyfile: str | None = None,
+    allowed_origins: tuple[str, ...] = (),
+    require_origin: bool = False,
+    allow_anonymous: bool = False,
+    admin_token: str | None = None,
+    env: str | None = None,
+    log_format: Literal["text", "json"] = "text",
+    log_level: Literal["debug", "info", "warning", "error"] = "info",
+    limits: Annotated[Limits, Parameter(name="*", group="Limits")] = Limits(),
+    timeouts: Annotated[Timeouts, Parameter(name="*", group="Timeouts, in seconds")] = Timeouts(),
+    policies: Annotated[Policies, Parameter(name="*", group="Policies")] = Policies(),
+) -> None:
+    """Serve until told to stop: SIGTERM drains, a second one cuts.
+
+    Every flag is also an environment variable: WS_SUPERVISOR_PER_USER for --per-user.
+
+    Parameters
+    ----------
+    app
+        What connections are given to: hub, echo, or package.module:handler.
+    host
+        The address to listen on.
+    port
+        The port to listen on; 0 lets the system choose.
+    certfile
+        A TLS certificate chain (PEM).
+    keyfile
+        Its key, if that is not in the same file.
+    allowed_origins
+        Origins whose pages may connect besides our own: scheme://host[:port]. May be repeated.
+    require_origin
+        Refuse clients that send no Origin, which are not browsers.
+    allow_anonymous
+        Believe ?user= from anywhere, not only from this machine.
+    admin_token
+        What /api asks for as a bearer token; without it, only this machine may ask.
+    env
+        The environment profile: development, test, ci, staging or production.
+    log_format
+        Lines of text, or of JSON.
+    log_level
+        The least that is worth a line.
+    """
+    log_to_stderr(log_format, log_level)
+    options = Options(
+        host=host,
+        port=port,
+        certfile=certfile,
+        keyfile=keyfile,
+        allowed_origins=allowed_origins,
+        require_origin=require_origin,
+        allow_anonymous=allow_anonymous,
+        admin_token=admin_token,
+    )
+    profile = choose_profile(env)
+    served = partial(serve, find_handler(app), options, limits=limits, timeouts=timeouts, policies=policies)
+    trio.run(_announce, partial(served, profile=profile), options.tls() is not None)
+
+
+async def _announce(served: Callable[..., Awaitable[None]], secure: bool) -> None:  # noqa: FBT001 - trio.run passes by position
+    """Serve, and say where once somebody can connect."""
+    async with trio.open_nursery() as nursery:
+        server: Server = await nursery.start(served)
+        logging.getLogger("supervisor").info("serving on %s://%s/", "https" if secure else "http", server.address)
+
+
+def main() -> None:
+    """The console script. Bad input gets one line, and status 2."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        sys.exit(_complain(error))
+    except ExceptionGroup as group:
+        complaints, rest = group.split((ValueError, OSError))
+        if complaints is None or rest is not None:
+            raise
+        sys.exit(_complain(complaints))
+
+
+def _complain(error: BaseException) -> int:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    print(f"ws-supervisor: {error}", file=sys.stderr)  # noqa: T201 - the answer of a command line
+    return 2
