@@ -247,8 +247,7 @@ async def open_supervisor(
     hangs. `profile` is chosen by the environment unless given; see `choose_profile`.
     """
     chosen = choose_profile() if profile is None else profile
-    failure: BaseException | None = None
-    async with trio.open_nursery() as nursery:
+    async with _open_quiet_nursery() as nursery:
         ledger = Ledger(
             limits, timeouts, policies, lambda user: start_keeper(nursery, ledger, user), Roster.of(limits.total)
         )
@@ -258,13 +257,26 @@ async def open_supervisor(
         await nursery.start(audit_periodically, ledger, supervisor.audit_health)
         try:
             yield supervisor
-        except BaseException as exception:  # noqa: BLE001 - raised again below, where no nursery wraps it in a group
-            failure = exception
         finally:
             ledger.shut()
             for conn in supervisor.connections():
                 ledger.leave(conn, CloseReason.GOING_AWAY)
             nursery.cancel_scope.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _open_quiet_nursery() -> AsyncGenerator[trio.Nursery, None]:
+    """A nursery that is nobody's business: what its body raises comes out as it is, in no group."""
+    failure: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            try:
+                yield nursery
+            except BaseException as exception:  # noqa: BLE001 - raised again below
+                failure = exception
+    except trio.Cancelled:
+        if failure is None:  # else it is what the body has raised that must be known
+            raise
     if failure is not None:
         try:
             raise failure

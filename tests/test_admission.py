@@ -1,0 +1,301 @@
+"""Who comes in, who is refused, who leaves for whom."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import trio
+
+from supervisor import (
+    CloseReason,
+    Draining,
+    HardLimitReached,
+    Identity,
+    LimitReached,
+    Limits,
+    Overflow,
+    Policies,
+    Superseded,
+    Timeouts,
+    events,
+)
+from tests.fakes import FakeWire, sleeper
+from tests.helpers import open_house, reason, settle
+
+REJECT = Policies(overflow_user=Overflow.REJECT)
+
+
+@pytest.mark.req("R01", "R03")
+@pytest.mark.parametrize("limit", [1, 5, 20])
+async def test_the_oldest_leaves_for_the_newcomer(autojump_clock, limit: int) -> None:
+    async with open_house(limits=Limits(per_user=limit)) as house:
+        conns = await house.fill(limit + 1)
+        assert reason(conns[0]) is CloseReason.EVICTED
+        sentence = f"user 'ann' exceeded maximum connections per user limit ({limit}/{limit})"
+        assert conns[0].end.text == sentence
+        assert house.ids() == [conn.id for conn in conns[1:]]
+        assert all(conn.end is None for conn in conns[1:])
+
+
+@pytest.mark.req("R01")
+@pytest.mark.parametrize("limit", [5, 20])
+@pytest.mark.parametrize("policies", [Policies(), REJECT], ids=["evict", "reject"])
+async def test_a_thousand_at_once_never_exceed_the_limit(autojump_clock, limit: int, policies: Policies) -> None:
+    peak = inside = 0
+
+    async def handler(conn) -> None:
+        nonlocal peak, inside
+        inside += 1
+        peak = max(peak, inside, conn.supervisor.statistics().seats)
+        try:
+            await trio.sleep_forever()
+        finally:
+            inside -= 1
+
+    outcomes: list[object] = []
+
+    async def connect(house) -> None:
+        try:
+            outcomes.append(await house.supervisor.supervise(FakeWire(), Identity(user="ann"), handler))
+        except LimitReached as refused:
+            outcomes.append(type(refused))
+        except Superseded as refused:
+            outcomes.append(type(refused))
+
+    async with open_house(limits=Limits(per_user=limit), policies=policies) as house:
+        for _ in range(1000):
+            house.callers.start_soon(connect, house)
+        await settle()
+        assert len(house.ids()) == limit
+        assert house.supervisor.statistics().seats == limit
+    assert peak == limit
+    assert len(outcomes) == 1000
+
+
+@pytest.mark.req("R03")
+async def test_the_idlest_leaves(autojump_clock) -> None:
+    async with open_house(limits=Limits(per_user=3), policies=Policies(overflow_user=Overflow.EVICT_IDLEST)) as house:
+        first, second, third = await house.fill(3)
+        await trio.sleep(1)
+        await first.send("activity")
+        await third.send("activity")
+        await house.enter()
+        assert [reason(it) for it in (first, second, third)] == [None, CloseReason.EVICTED, None]
+
+
+@pytest.mark.req("R02", "R03")
+async def test_the_greediest_user_gives_a_seat(autojump_clock) -> None:
+    policies = Policies(overflow_total=Overflow.EVICT_GREEDIEST)
+    async with open_house(limits=Limits(per_user=5, total=6), policies=policies) as house:
+        await house.fill(2, "bob")
+        greedy = await house.fill(4, "ann")
+        await house.enter("cid")
+        assert reason(greedy[0]) is CloseReason.EVICTED
+        assert len(house.ids("bob")) == 2
+
+
+@pytest.mark.req("R02", "R05")
+@pytest.mark.parametrize("policy", [Overflow.REJECT, Overflow.EVICT_OLDEST, Overflow.EVICT_IDLEST])
+async def test_two_hundred_users_fill_the_house(autojump_clock, policy: Overflow) -> None:
+    async with open_house(limits=Limits(per_user=5, total=1000), policies=Policies(overflow_total=policy)) as house:
+        for number in range(200):
+            await house.fill(5, f"user-{number}")
+        assert house.supervisor.statistics().connections == 1000
+        assert all(len(house.ids(f"user-{number}")) == 5 for number in range(200))
+        if policy is Overflow.REJECT:
+            with pytest.raises(LimitReached) as refused:
+                await house.enter("late")
+            assert (refused.value.limit, refused.value.current, refused.value.maximum) == ("total", 1000, 1000)
+            assert refused.value.status == 503
+            assert str(refused.value) == "user 'late' exceeded maximum connections total limit (1000/1000)"
+        else:
+            await house.enter("late")
+            assert len(house.ids("user-0")) == 4
+            assert house.supervisor.statistics().connections == 1000
+
+
+@pytest.mark.req("R03")
+async def test_reject_says_what_is_full(autojump_clock) -> None:
+    async with open_house(limits=Limits(per_user=20), policies=REJECT) as house:
+        await house.fill(20)
+        with pytest.raises(LimitReached) as refused:
+            await house.enter()
+        assert str(refused.value) == "user 'ann' exceeded maximum connections per user limit (20/20)"
+        assert (refused.value.user, refused.value.limit) == ("ann", "per user")
+        assert (refused.value.status, refused.value.retry_after) == (429, 1.0)
+        (event,) = house.told(events.RefusedEvent)
+        assert event.text == str(refused.value)
+
+
+@pytest.mark.req("R04")
+@pytest.mark.parametrize("limit", [5, 20])
+async def test_after_some_leave_exactly_as_many_enter(autojump_clock, limit: int) -> None:
+    async with open_house(limits=Limits(per_user=limit), policies=REJECT) as house:
+        conns = await house.fill(limit)
+        for leaving in range(1, limit + 1):
+            for conn in house.supervisor.connections()[:leaving]:
+                conn.close()
+            await house.fill(leaving)
+            with pytest.raises(LimitReached):
+                await house.enter()
+        assert len(conns) == limit
+
+
+@pytest.mark.req("R03")
+async def test_who_waits_gets_the_next_claim_in_order(autojump_clock) -> None:
+    entered: list[str] = []
+
+    async def wait_for_seat(house, name: str) -> None:
+        await house.supervisor.start(FakeWire(), Identity(user="ann"), sleeper)
+        entered.append(name)
+
+    policies = Policies(overflow_user=Overflow.WAIT)
+    async with open_house(limits=Limits(per_user=1), policies=policies) as house:
+        (conn,) = await house.fill(1)
+        for name in ("first", "second"):
+            house.callers.start_soon(wait_for_seat, house, name)
+            await settle()
+        assert house.supervisor.statistics().waiting == 2
+        conn.close()
+        await settle()
+        assert entered == ["first"]
+        house.supervisor.connections()[0].close()
+        await settle()
+        assert entered == ["first", "second"]
+
+
+@pytest.mark.req("R03")
+async def test_who_waits_too_long_is_refused(autojump_clock) -> None:
+    policies = Policies(overflow_user=Overflow.WAIT)
+    async with open_house(limits=Limits(per_user=1), policies=policies, timeouts=Timeouts(wait=3)) as house:
+        await house.enter()
+        before = trio.current_time()
+        with pytest.raises(LimitReached, match="per user limit"):
+            await house.enter()
+        assert trio.current_time() - before == pytest.approx(3)
+
+
+async def test_who_waits_is_refused_when_the_house_drains(autojump_clock) -> None:
+    async def wait(house) -> None:
+        with pytest.raises(Draining):
+            await house.enter()
+
+    policies = Policies(overflow_total=Overflow.WAIT)
+    async with open_house(limits=Limits(total=1), policies=policies) as house:
+        await house.enter("bob")
+        house.callers.start_soon(wait, house)
+        await settle()
+        await house.supervisor.drain()
+        with pytest.raises(Draining):
+            await house.enter()
+
+
+@pytest.mark.req("R03")
+async def test_a_waiting_newcomer_can_be_superseded(autojump_clock) -> None:
+    """Slow leavers keep the seats for 100 ms; who waits for them can lose its claim to a newer one."""
+
+    async def slow_to_leave(conn) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(0.05)
+
+    async def superseded(house) -> None:
+        with pytest.raises(Superseded) as refused:
+            await house.enter()
+        assert refused.value.reason is CloseReason.EVICTED
+        assert refused.value.status == 429
+
+    async with open_house(limits=Limits(per_user=1)) as house:
+        await house.enter(handler=slow_to_leave)
+        house.callers.start_soon(superseded, house)
+        await settle()
+        newest = await house.enter()
+        assert house.ids() == [newest.id]
+
+
+@pytest.mark.req("R12", "R43")
+async def test_a_newcomer_takes_the_seat_of_who_is_slow_to_leave_after_100_ms(autojump_clock) -> None:
+    async def slow(conn) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(0.4)
+
+    async with open_house(limits=Limits(per_user=20)) as house:
+        await house.fill(20, handler=slow)
+        before = trio.current_time()
+        await house.enter()
+        assert trio.current_time() - before == pytest.approx(0.1)
+        assert house.supervisor.statistics().seats == 20
+
+
+@pytest.mark.req("R12")
+async def test_too_many_stuck_handlers_are_the_hard_limit(autojump_clock) -> None:
+    async def stubborn(conn) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(60)
+
+    async with open_house(limits=Limits(per_user=20)) as house:
+        conns = await house.fill(21, handler=stubborn)
+        for conn in conns[1:]:
+            conn.close()
+        await trio.sleep(0.5)
+        await settle()
+        assert house.supervisor.statistics().stuck == 21
+        before = trio.current_time()
+        with pytest.raises(HardLimitReached) as refused:
+            await house.enter()
+        assert trio.current_time() - before <= 0.1
+        assert str(refused.value) == "HARD LIMIT: user 'ann' still over limit after cleanup (20/20, 21 stuck)"
+        await house.enter("bob")  # nobody else's business
+        await trio.sleep(60)
+        await settle()
+        await house.enter()  # they have returned after all
+
+
+@pytest.mark.req("R05")
+async def test_ten_users_hold_their_full_share(autojump_clock) -> None:
+    async with open_house(limits=Limits(per_user=5), policies=REJECT) as house:
+        for number in range(10):
+            await house.fill(5, f"user-{number}")
+        for number in range(10):
+            with pytest.raises(LimitReached):
+                await house.enter(f"user-{number}")
+        assert house.supervisor.statistics().connections == 50
+
+
+@pytest.mark.req("R03")
+async def test_evicting_ones_own_makes_room_in_the_total_too(autojump_clock) -> None:
+    async with open_house(limits=Limits(per_user=2, total=2)) as house:
+        first, _ = await house.fill(2)
+        await house.enter()
+        assert reason(first) is CloseReason.EVICTED
+        with pytest.raises(LimitReached, match="total limit"):
+            await house.enter("bob")
+
+
+async def test_a_caller_that_gives_up_while_waiting_was_never_here(autojump_clock) -> None:
+    async with open_house(
+        limits=Limits(per_user=1), policies=Policies(overflow_user=Overflow.WAIT), timeouts=Timeouts(wait=60)
+    ) as house:
+        await house.enter()
+        with trio.move_on_after(1) as patience:
+            await house.supervisor.supervise(FakeWire(), Identity(user="ann"), sleeper)
+        assert patience.cancelled_caught
+        assert house.supervisor.statistics().waiting == 0
+        assert len(house.ids()) == 1
+
+
+async def test_two_users_named_alike_are_two(autojump_clock) -> None:
+    async with open_house(limits=Limits(per_user=1)) as house:
+        for name in ("0", "00", "False", " ", "Ann", "ann", "ann ", "ａnn", "__proto__"):
+            await house.enter(name)
+        assert house.supervisor.statistics().users == 9
+
+
+def test_partial_is_not_a_policy() -> None:
+    with pytest.raises(ValueError, match="evict-greediest compares users"):
+        Policies(overflow_user=Overflow.EVICT_GREEDIEST)
+    with pytest.raises(ValueError):
+        partial(Policies, overflow_user="evict-youngest")()

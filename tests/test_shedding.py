@@ -1,0 +1,115 @@
+"""Emergency cleanup: when it starts, whom it takes, when it stops."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from supervisor import CloseReason, LimitReached, Limits, Overflow, Policies, events
+from supervisor._decisions.shedding import excess
+from tests.fakes import FakeWire
+from tests.helpers import open_house, reason
+
+REJECT = Policies(overflow_user=Overflow.REJECT)
+
+
+@pytest.mark.req("R13")
+@pytest.mark.parametrize(
+    ("limit", "starts_at", "left"),
+    [(1, 1, 0), (2, 2, 1), (3, 3, 2), (5, 4, 3), (10, 8, 7), (20, 16, 14), (100, 80, 70), (1000, 800, 700)],
+)
+def test_the_marks(limit: int, starts_at: int, left: int) -> None:
+    policies = Policies()
+    assert excess(starts_at - 1, limit, policies) == 0
+    assert excess(starts_at, limit, policies) == starts_at - left
+    assert excess(limit + 1, limit, policies) == limit + 1 - left
+
+
+@pytest.mark.req("R13")
+async def test_long_idle_connections_go_at_eighty_percent(autojump_clock) -> None:
+    async with open_house(limits=Limits(per_user=20, idle_ttl=300)) as house:
+        idle = await house.fill(15)
+        await trio.sleep(150)
+        newcomer = await house.enter()
+        assert [reason(conn) for conn in idle] == [CloseReason.SHED] * 2 + [None] * 13
+        assert newcomer.end is None
+        assert len(house.ids()) == 14
+        (event,) = house.told(events.EmergencyCleanup)
+        assert (event.limit, event.before, event.shed) == ("user 'ann'", 15, (idle[0].id, idle[1].id))
+
+
+@pytest.mark.req("R13")
+async def test_the_unresponsive_go_before_the_idle(autojump_clock) -> None:
+    async with open_house(limits=Limits(per_user=20)) as house:
+        idle = await house.fill(14)
+        mute = await house.enter(wire=FakeWire(answers_pings=False))
+        await trio.sleep(160)  # pinged every 20 s; the answers came, but for the last one
+        assert reason(mute) is CloseReason.UNRESPONSIVE
+        mute = await house.enter(wire=FakeWire(answers_pings=False))
+        await trio.sleep(22)
+        assert mute.end is None
+        await house.enter()
+        assert reason(mute) is CloseReason.SHED
+        assert sum(reason(conn) is CloseReason.SHED for conn in idle) == 1
+
+
+@pytest.mark.req("R13")
+async def test_five_fresh_tabs_stay_and_a_sixth_evicts(autojump_clock) -> None:
+    async with open_house(limits=Limits(per_user=5)) as house:
+        tabs = await house.fill(5)
+        await trio.sleep(149)
+        assert len(house.ids()) == 5
+        await house.enter()
+        assert [reason(tab) for tab in tabs] == [CloseReason.EVICTED, None, None, None, None]
+        assert house.told(events.EmergencyCleanup) == []
+
+
+@pytest.mark.req("R13", "R14")
+async def test_nobody_is_refused_while_anything_is_reclaimable(autojump_clock) -> None:
+    async with open_house(limits=Limits(per_user=5), policies=REJECT) as house:
+        await house.fill(5)
+        with pytest.raises(LimitReached):
+            await house.enter()
+        await trio.sleep(150)
+        before = trio.current_time()
+        await house.enter()
+        assert trio.current_time() - before <= 0.1
+        assert len(house.ids()) == 3
+
+
+@pytest.mark.req("R13")
+async def test_the_total_is_relieved_too(autojump_clock) -> None:
+    async with open_house(limits=Limits(per_user=5, total=10)) as house:
+        for number in range(7):
+            await house.enter(f"user-{number}")
+        await trio.sleep(200)
+        await house.enter("late")
+        assert house.supervisor.statistics().connections == 7
+        assert house.told(events.EmergencyCleanup)[0].limit == "total"
+
+
+@pytest.mark.req("R13", "R17")
+async def test_shedding_by_hand_takes_what_is_reclaimable_and_says_so(autojump_clock) -> None:
+    async with open_house() as house:
+        old = await house.fill(2, "ann")
+        await trio.sleep(200)
+        fresh = await house.fill(2, "bob")
+        records = await house.supervisor.shed()
+        assert [record.connection for record in records] == [conn.id for conn in old]
+        assert {record.reason for record in records} == {CloseReason.SHED}
+        assert all(conn.end is None for conn in fresh)
+        assert await house.supervisor.shed() == ()
+
+
+@pytest.mark.req("R52")
+async def test_a_stalled_write_makes_a_suspect(autojump_clock) -> None:
+    async def sender(conn) -> None:
+        await conn.send("x")
+        await trio.sleep_forever()
+
+    async with open_house(limits=Limits(per_user=5)) as house:
+        stalled = await house.enter(handler=sender, wire=FakeWire("never-reads"))
+        await house.fill(2)
+        await trio.sleep(2)
+        await house.enter()
+        assert reason(stalled) is CloseReason.SHED
