@@ -18,7 +18,7 @@ from trio.lowlevel import enable_ki_protection
 
 from .._words import events
 from .._words.closing import CloseReason, End
-from .._words.errors import PER_USER, TOTAL, Draining, HardLimitReached, LimitReached, Refused, Superseded
+from .._words.errors import PER_USER, TOTAL, Draining, HardLimitReached, LimitReached, Refused, Superseded, Unauthorized
 from .._words.identity import Identity
 from .._words.limits import Limits, Policies, Timeouts
 from .._words.wire import SEVERED
@@ -33,8 +33,9 @@ from .stay import Stage, Stay, User
 
 #: An alarm that rings later than this says that our own loop stalled; what has arrived meanwhile is seen first.
 LATE = 0.25
-#: How much a handler's own deadline lies behind the moment at which its keeper ends it.
-SLACK = 1.0
+#: How much a handler's own deadline lies behind the moment at which its keeper ends it. A stall of our loop that is
+#: shorter than this expires nobody wrongly.
+SLACK = 5.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -100,6 +101,8 @@ class Ledger:
         name = stay.identity.user
         if not self.open:
             raise self._refused(stay, Draining())
+        if stay.ends_at <= stay.opened_at:
+            raise self._refused(stay, Unauthorized("the credential has expired"))
         user = self.users.get(name)
         if user is not None:
             self._emergency(f"user {name!r}", user.roster)

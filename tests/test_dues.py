@@ -1,0 +1,201 @@
+"""Every deadline, on the virtual clock."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+import trio
+
+from supervisor import CloseReason, Limits, Policies, Timeouts, Unauthorized, events
+from tests.fakes import FakeWire, echo
+from tests.helpers import House, open_house, reason, settle
+
+
+async def lived(house: House, seconds: float) -> list[tuple[str, float]]:
+    """Wait, then say who has closed, why, and after how long."""
+    await trio.sleep(seconds)
+    await settle()
+    return [(event.reason.name, round(event.duration, 3)) for event in house.told(events.Closed)]
+
+
+@pytest.mark.req("R06", "R42")
+@pytest.mark.parametrize("ttl", [0.5, 30.0, 300.0])
+async def test_idle_connections_end_at_their_deadline(autojump_clock, ttl: float) -> None:
+    async with open_house(limits=Limits(idle_ttl=ttl)) as house:
+        await house.enter()
+        await trio.sleep(ttl / 3)
+        await house.enter()
+        assert await lived(house, ttl * 2) == [("IDLE", ttl), ("IDLE", ttl)]
+
+
+@pytest.mark.req("R07")
+async def test_messages_received_and_sent_are_activity(autojump_clock) -> None:
+    async def speaker(conn) -> None:
+        await trio.sleep(250)
+        await conn.send("x")
+        await trio.sleep_forever()
+
+    async with open_house() as house:
+        wire = FakeWire()
+        await house.enter(wire=wire, handler=echo)
+        await house.enter(handler=speaker)
+        await trio.sleep(200)
+        wire.deliver("hello")
+        assert await lived(house, 1000) == [("IDLE", 500), ("IDLE", 550)]
+
+
+@pytest.mark.req("R07")
+async def test_broadcasts_and_pings_are_no_activity(autojump_clock) -> None:
+    async with open_house() as house:
+        wire = FakeWire()
+        conn = await house.enter(wire=wire)
+        conn.join("room")
+        for _ in range(29):
+            await trio.sleep(10)
+            assert house.supervisor.room("room").publish("x") == 1
+        assert wire.pings > 5
+        assert await lived(house, 300) == [("IDLE", 300)]
+
+
+@pytest.mark.req("R07")
+@pytest.mark.parametrize("direction", ["received_is_activity", "sent_is_activity"])
+async def test_a_direction_can_be_switched_off(autojump_clock, direction: str) -> None:
+    async def reader(conn) -> None:
+        async for _ in conn:
+            pass
+
+    async def writer(conn) -> None:
+        while True:
+            await trio.sleep(100)
+            await conn.send("x")
+
+    async with open_house(policies=Policies(**{direction: False})) as house:
+        wire = FakeWire()
+        await house.enter(wire=wire, handler=reader if direction.startswith("received") else writer)
+        await trio.sleep(100)
+        wire.deliver("x")
+        assert await lived(house, 1000) == [("IDLE", 300)]
+
+
+async def test_a_lifetime_ends_whatever_happens(autojump_clock) -> None:
+    async def busy(conn) -> None:
+        while True:
+            await trio.sleep(1)
+            await conn.send("x")
+
+    async with open_house(limits=Limits(lifetime=60)) as house:
+        conn = await house.enter(handler=busy)
+        assert await lived(house, 100) == [("LIFETIME", 60)]
+        assert conn.end.code == 4004
+
+
+async def test_a_credential_ends_at_its_time_and_the_wall_clock_is_asked_once(autojump_clock, monkeypatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1_000_000.0)
+    async with open_house() as house:
+        conn = await house.enter(expires_at=1_000_100.0)
+        monkeypatch.setattr(time, "time", lambda: 2_000_000.0)
+        assert await lived(house, 99.9) == []
+        assert await lived(house, 1) == [("CREDENTIAL_EXPIRED", 100)]
+        assert conn.end.code == 4005
+        with pytest.raises(Unauthorized, match="expired"):
+            await house.enter(expires_at=5.0)
+
+
+@pytest.mark.req("R51")
+async def test_a_silent_peer_is_pinged_and_then_unresponsive(autojump_clock) -> None:
+    async with open_house(timeouts=Timeouts(ping_interval=20, pong=5)) as house:
+        mute = FakeWire(answers_pings=False)
+        await house.enter(wire=mute)
+        await house.enter(wire=FakeWire())
+        assert await lived(house, 30) == [("UNRESPONSIVE", 25)]
+        assert mute.pings == 1
+        assert mute.farewell[0] == 4002
+
+
+@pytest.mark.req("R51")
+async def test_nobody_is_unresponsive_while_we_do_not_listen(autojump_clock) -> None:
+    async with open_house(timeouts=Timeouts(ping_interval=20, pong=5)) as house:
+        wire = FakeWire(answers_pings=False)
+        await house.enter(wire=wire)
+        wire.silent_since = None
+        assert await lived(house, 100) == []
+        assert wire.pings in (4, 5)
+
+
+@pytest.mark.req("R42")
+async def test_a_users_nursery_lingers_and_then_closes(autojump_clock) -> None:
+    async with open_house(timeouts=Timeouts(linger=30)) as house:
+        conn = await house.enter()
+        host = conn.host
+        conn.close()
+        await trio.sleep(29)
+        assert house.supervisor.statistics().users == 1
+        again = await house.enter()
+        assert again.host is host
+        await trio.sleep(60)
+        again.close()
+        await trio.sleep(29.9)
+        assert house.supervisor.statistics().users == 1
+        await trio.sleep(0.2)
+        assert house.supervisor.statistics().users == 0
+
+
+async def test_no_linger_means_at_once(autojump_clock) -> None:
+    async with open_house() as house:
+        conn = await house.enter()
+        conn.close()
+        await settle()
+        assert house.supervisor.statistics().users == 0
+
+
+@pytest.mark.req("R42", "R06")
+async def test_the_handlers_own_deadline_holds_without_a_keeper(autojump_clock) -> None:
+    """Each handler runs inside a scope whose deadline is its TTL with five seconds of slack, keeper or not."""
+    async with open_house(limits=Limits(idle_ttl=10)) as house:
+        conn = await house.enter()
+        assert conn.scope.deadline == pytest.approx(trio.current_time() + 15)
+        conn.host.alarm.deadline = math.inf  # a keeper that has overslept
+        assert await lived(house, 20) == [("IDLE", 15)]
+
+
+@pytest.mark.req("R06")
+async def test_a_stall_of_our_own_expires_nobody_who_has_spoken(mock_clock) -> None:
+    """The loop stands still across the deadline; what has arrived meanwhile is seen before anybody is expired."""
+    wire = FakeWire()
+    async with open_house(limits=Limits(idle_ttl=10)) as house:
+        conn = await house.enter(wire=wire, handler=echo)
+        silent = await house.enter()
+        mock_clock.jump(14.9)
+        await settle()
+        assert (conn.end, silent.end) == (None, None)
+        wire.deliver("it was waiting in the kernel")
+        await settle()
+        mock_clock.jump(0.25)
+        await settle()
+        assert (conn.end, reason(silent)) == (None, CloseReason.IDLE)
+        mock_clock.jump(10.1)
+        await settle()
+        assert reason(conn) is CloseReason.IDLE
+
+
+@pytest.mark.req("R06")
+async def test_a_thousand_end_on_the_same_tick(autojump_clock) -> None:
+    async with open_house(limits=Limits(per_user=10)) as house:
+        for number in range(100):
+            await house.fill(10, f"user-{number}")
+        assert await lived(house, 300) == [("IDLE", 300)] * 1000
+
+
+async def test_closing_a_stalled_write_does_not_wait_for_it(autojump_clock) -> None:
+    async def sender(conn) -> None:
+        await conn.send("x" * 100)
+
+    async with open_house() as house:
+        conn = await house.enter(handler=sender, wire=FakeWire("never-reads"))
+        conn.close()
+        before = trio.current_time()
+        await conn.wait_gone()
+        assert trio.current_time() - before == pytest.approx(0.5)
+        assert conn.closed.stuck_at is None

@@ -1,0 +1,421 @@
+"""One connection, from its first step to nothing; every way of ending."""
+
+from __future__ import annotations
+
+import contextvars
+import gc
+import threading
+import weakref
+
+import pytest
+import trio
+
+from properties.world import STRAY
+from supervisor import CloseReason, ConnectionClosed, Identity, Limits, Timeouts, events, open_supervisor
+from tests.fakes import FakeWire, echo, sleeper
+from tests.helpers import open_house, reason, settle
+
+
+async def fails(conn) -> None:
+    raise ValueError("handler raises")
+
+
+async def fails_in_a_nursery(conn) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.sleep_forever)
+        await trio.sleep(0)
+        raise ValueError("handler raises")
+
+
+async def strays(conn) -> None:
+    raise STRAY.with_traceback(None)
+
+
+async def strays_in_a_group(conn) -> None:
+    raise BaseExceptionGroup("both", [STRAY.with_traceback(None), KeyError(1)])
+
+
+async def returns(conn) -> None:
+    await trio.sleep(0)
+
+
+async def stubborn(conn) -> None:
+    with trio.CancelScope(shield=True):
+        await trio.sleep(60)  # here it hangs
+
+
+@pytest.mark.req("R19")
+@pytest.mark.parametrize("handler", [fails, fails_in_a_nursery, strays, strays_in_a_group])
+async def test_a_failure_ends_its_own_connection_only(autojump_clock, caplog, handler) -> None:
+    async with open_house() as house:
+        neighbour = await house.enter()
+        wire = FakeWire()
+        conn = await house.enter(handler=handler, wire=wire)
+        await conn.wait_gone()
+        assert (reason(conn), wire.farewell) == (CloseReason.FAILED, (1011, "handler failed"))
+        assert neighbour.end is None
+        (event,) = house.told(events.Failed)
+        assert (event.what, event.connection) == ("handler", conn.id)
+        assert house.supervisor.statistics().failures == {"handler": 1}
+    assert "Traceback" in caplog.text
+
+
+@pytest.mark.req("R19")
+@pytest.mark.parametrize("fatal", [KeyboardInterrupt, SystemExit])
+async def test_only_ctrl_c_and_exit_end_everything(autojump_clock, fatal: type[BaseException]) -> None:
+    async def interrupted(conn) -> None:
+        raise fatal
+
+    wires = [FakeWire(), FakeWire()]
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with open_supervisor() as supervisor:
+            await supervisor.start(wires[0], Identity(user="ann"), sleeper)
+            await supervisor.start(wires[1], Identity(user="ann"), interrupted)
+            await trio.sleep_forever()
+    assert caught.value.subgroup(fatal) is not None
+    assert all(wire.cut_at is not None for wire in wires)
+    assert supervisor.statistics().seats == 0
+
+
+@pytest.mark.req("R11")
+@pytest.mark.parametrize(
+    ("kind", "took"),
+    [("polite", 0), ("slow", 0.2), ("mute", 0.5), ("raises", 0), ("shields", 0.55), ("never-reads", 0.5)],
+)
+async def test_closing_is_bounded_whatever_the_peer_does(autojump_clock, kind: str, took: float) -> None:
+    async with open_house() as house:
+        wire = FakeWire(kind)
+        conn = await house.enter(wire=wire)
+        before = trio.current_time()
+        await house.supervisor.disconnect(conn.id)
+        assert trio.current_time() - before == pytest.approx(took, abs=1e-6)
+        assert wire.cut_at is not None
+        assert wire.cut_at - before <= 0.55
+        assert house.supervisor.statistics().seats == 0
+
+
+@pytest.mark.req("R11")
+async def test_handler_and_goodbye_share_one_budget(autojump_clock) -> None:
+    async def slow(conn) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(0.4)
+
+    async with open_house() as house:
+        conn = await house.enter(handler=slow, wire=FakeWire("mute"))
+        record = await house.supervisor.disconnect(conn.id)
+        assert record.cleanup == pytest.approx(0.5)
+        assert record.stuck_at is None
+
+
+@pytest.mark.req("R12")
+async def test_a_stuck_handler_is_set_aside_and_named(autojump_clock, caplog) -> None:
+    async with open_house() as house:
+        wire = FakeWire()
+        conn = await house.enter(handler=stubborn, wire=wire)
+        conn.join("room")
+        task = conn.task
+        record = await house.supervisor.disconnect(conn.id)
+        assert record.cleanup == pytest.approx(0.5)
+        line = stubborn.__code__.co_firstlineno + 2
+        assert record.stuck_at == f"{__file__}:{line}"
+        figures = house.supervisor.statistics()
+        assert (figures.stuck, figures.seats, figures.connections, figures.rooms) == (1, 0, 0, 0)
+        assert wire.cut_at is not None
+        assert task in conn.host.nursery.child_tasks  # it stays where it is, counted
+        assert "stuck handler set aside" in caplog.text
+        await trio.sleep(60)
+        await settle()
+        assert len(house.told(events.HandlerReturned)) == 1
+        assert house.supervisor.statistics().stuck == 0
+
+
+@pytest.mark.req("R12")
+async def test_supervise_returns_although_its_handler_is_stuck(autojump_clock) -> None:
+    async with open_house(limits=Limits(idle_ttl=5)) as house:
+        before = trio.current_time()
+        why = await house.supervisor.supervise(FakeWire(), Identity(user="ann"), stubborn)
+        assert (why, trio.current_time() - before) == (CloseReason.IDLE, pytest.approx(5.5))
+
+
+@pytest.mark.req("R12")
+async def test_a_thread_that_blocks_is_set_aside_too() -> None:
+    release = threading.Event()
+
+    async def blocks(conn) -> None:
+        await trio.to_thread.run_sync(release.wait)
+
+    async with open_house(timeouts=Timeouts(handler_exit=0.05, close=0.05)) as house:
+        conn = await house.enter(handler=blocks)
+        record = await house.supervisor.disconnect(conn.id)
+        assert record.stuck_at is not None
+        assert record.stuck_at == f"{__file__}:{blocks.__code__.co_firstlineno + 1}"
+        release.set()
+
+
+@pytest.mark.req("R15")
+async def test_hooks_run_whatever_ended_it_and_hurt_nobody(autojump_clock) -> None:
+    ran: list[str] = []
+
+    async def hook(name: str) -> None:
+        ran.append(name)
+
+    async def failing() -> None:
+        raise KeyError("hook raises")
+
+    async def handler(conn) -> None:
+        conn.on_close(failing)
+        conn.on_close(trio.sleep_forever)
+        conn.on_close(hook, "last")
+        await trio.sleep_forever()
+
+    async with open_house() as house:
+        conns = await house.fill(5, handler=handler)
+        records = await house.supervisor.disconnect_user("ann")
+        assert len(records) == len(conns)
+        assert all(record.cleanup == pytest.approx(0.5) for record in records)
+        assert ran == ["last"] * 5
+        assert house.supervisor.statistics().failures == {"hook": 5}
+
+
+@pytest.mark.req("R15")
+async def test_a_hook_that_shields_itself_is_set_aside(autojump_clock) -> None:
+    async def handler(conn) -> None:
+        conn.on_close(stubborn, conn)
+
+    async with open_house() as house:
+        conn = await house.enter(handler=handler)
+        await conn.wait_gone()
+        assert conn.closed.cleanup == pytest.approx(0.55)
+        assert conn.closed.stuck_at is not None
+
+
+@pytest.mark.req("R15")
+async def test_the_hooks_of_a_stuck_handler_run_when_it_returns(autojump_clock) -> None:
+    ran: list[float] = []
+
+    async def hook() -> None:
+        ran.append(trio.current_time())
+
+    async def handler(conn) -> None:
+        conn.on_close(hook)
+        await stubborn(conn)
+
+    async with open_house() as house:
+        started = trio.current_time()
+        conn = await house.enter(handler=handler)
+        await house.supervisor.disconnect(conn.id)
+        assert ran == []
+    assert ran == [started + 60]
+
+
+@pytest.mark.req("R10")
+async def test_the_first_reason_wins(autojump_clock) -> None:
+    async with open_house() as house:
+        conn = await house.enter()
+        assert conn.close(4321, "first")
+        assert not conn.close(4322, "second")
+        await house.supervisor.disconnect(conn.id)
+        assert (reason(conn), conn.end.code, conn.end.text) == (CloseReason.CLOSED, 4321, "first")
+        assert len(house.told(events.Closed)) == 1
+
+
+async def test_a_reader_sees_what_had_arrived_and_then_the_end(autojump_clock) -> None:
+    seen: list[object] = []
+
+    async def reader(conn) -> None:
+        async for message in conn:
+            seen.append(message)
+        seen.append("end")
+        await trio.sleep(0.2)
+        seen.append("still had time")
+
+    async with open_house() as house:
+        wire = FakeWire()
+        conn = await house.enter(handler=reader, wire=wire)
+        wire.deliver("a")
+        wire.deliver(b"b")
+        wire.hang_up()
+        await conn.wait_gone()
+        assert seen == ["a", b"b", "end", "still had time"]
+        assert reason(conn) is CloseReason.PEER_CLOSED
+
+
+@pytest.mark.req("R51")
+async def test_a_handler_that_never_reads_is_cancelled_when_the_peer_leaves(autojump_clock) -> None:
+    async with open_house() as house:
+        wire = FakeWire()
+        conn = await house.enter(wire=wire)
+        wire.hang_up(CloseReason.PEER_LOST)
+        before = trio.current_time()
+        await conn.wait_gone()
+        assert trio.current_time() == before
+        assert reason(conn) is CloseReason.PEER_LOST
+
+
+async def test_a_reader_that_does_something_else_is_cancelled_a_little_later(autojump_clock) -> None:
+    async def reads_once(conn) -> None:
+        await conn.receive()
+        await trio.sleep_forever()
+
+    async with open_house() as house:
+        wire = FakeWire()
+        conn = await house.enter(handler=reads_once, wire=wire)
+        wire.deliver("a")
+        await settle()
+        wire.hang_up()
+        before = trio.current_time()
+        await conn.wait_gone()
+        assert trio.current_time() - before == pytest.approx(0.25)
+
+
+async def test_sending_and_receiving_on_a_leaving_connection_say_why(autojump_clock) -> None:
+    said: list[str] = []
+
+    async def handler(conn) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                for attempt in (conn.receive, lambda: conn.send("x")):
+                    try:
+                        await attempt()
+                    except ConnectionClosed as closed:
+                        said.append(f"{closed.reason.name}: {closed}")
+                try:
+                    conn.join("room")
+                except ConnectionClosed as closed:
+                    said.append(str(closed))
+
+    async with open_house() as house:
+        conn = await house.enter(handler=handler)
+        assert not conn.send_nowait("x") or conn.end is None
+        await house.supervisor.disconnect(conn.id)
+        assert said == ["KICKED: kicked", "KICKED: kicked", "kicked"]
+        assert not conn.send_nowait("x")
+        assert house.told(events.Failed) == []
+
+
+async def test_a_cancelled_supervise_ends_the_connection_first(autojump_clock) -> None:
+    async with open_house() as house:
+        with trio.move_on_after(1) as patience:
+            await house.supervisor.supervise(FakeWire("mute"), Identity(user="ann"), sleeper)
+        assert patience.cancelled_caught
+        assert house.supervisor.statistics().connections == 0
+        (closed,) = house.told(events.Closed)
+        assert closed.reason is CloseReason.GOING_AWAY
+        assert closed.at == pytest.approx(trio.current_time())
+
+
+async def test_a_peer_that_leaves_during_the_upgrade_never_meets_the_handler(autojump_clock) -> None:
+    met: list[object] = []
+
+    async def handler(conn) -> None:
+        met.append(conn)
+
+    async with open_house() as house:
+        why = await house.supervisor.supervise(FakeWire("refuses"), Identity(user="ann"), handler)
+        assert (why, met) == (CloseReason.PEER_LOST, [])
+
+
+@pytest.mark.req("R42")
+async def test_every_connection_is_a_child_task_of_its_users_nursery(autojump_clock) -> None:
+    async with open_house() as house:
+        for user in ("ann", "bob"):
+            await house.fill(3, user)
+        for user in ("ann", "bob"):
+            conns = house.supervisor.connections(user=user)
+            host = conns[0].host
+            assert {conn.task for conn in conns} == set(host.nursery.child_tasks)
+            assert host.nursery.parent_task.name == f"user {user!r}"
+            borrowers = set(host.roster.seats.limiter.statistics().borrowers)
+            assert borrowers == set(conns)
+
+
+async def test_beyond_the_bound_on_goodbyes_the_cut_is_immediate(autojump_clock) -> None:
+    async with open_house(limits=Limits(closing=2)) as house:
+        await house.fill(5, wire=None, handler=sleeper)
+        for conn in house.supervisor.connections():
+            conn.wire.kind = "mute"
+        records = await house.supervisor.disconnect_user("ann")
+        assert sorted(round(record.cleanup, 3) for record in records) == [0, 0, 0, 0.5, 0.5]
+
+
+@pytest.mark.req("R10")
+async def test_context_variables_of_the_first_arrival_are_not_kept(autojump_clock) -> None:
+    class Pinned:
+        pass
+
+    variable: contextvars.ContextVar[object] = contextvars.ContextVar("variable")
+
+    async def arrive(house) -> weakref.ref:
+        pinned = Pinned()
+        variable.set(pinned)
+        conn = await house.enter()
+        conn.close()
+        await conn.wait_gone()
+        return weakref.ref(pinned)
+
+    kept: list[weakref.ref] = []
+    async with open_house(timeouts=Timeouts(linger=60)) as house:
+
+        async def first() -> None:
+            kept.append(await arrive(house))
+
+        house.callers.start_soon(first)
+        await trio.sleep(1)
+        gc.collect()
+        assert house.supervisor.statistics().users == 1
+        assert kept[0]() is None
+
+
+ENDINGS = {
+    "peer closes": (sleeper, lambda conn, wire: wire.hang_up()),
+    "peer closes on a reader": (echo, lambda conn, wire: wire.hang_up()),
+    "handler returns": (returns, None),
+    "handler raises": (fails, None),
+    "kicked": (sleeper, lambda conn, wire: conn.close()),
+    "kicked reader": (echo, lambda conn, wire: conn.close()),
+    "idle": (sleeper, "wait"),
+    "outbox": (sleeper, lambda conn, wire: (conn.send_nowait("x"), conn.close())),
+    "room": (sleeper, lambda conn, wire: (conn.join("r"), conn.close())),
+    "superseded": (sleeper, "evict"),
+}
+
+
+@pytest.mark.req("R21")
+@pytest.mark.parametrize("kind", ["polite", "mute", "raises", "never-reads"])
+@pytest.mark.parametrize("ending", ENDINGS)
+async def test_no_ending_leaves_cyclic_garbage(autojump_clock, ending: str, kind: str) -> None:
+    handler, act = ENDINGS[ending]
+
+    async def life(house) -> None:
+        wire = FakeWire(kind)
+        conn = await house.supervisor.start(wire, Identity(user="ann"), handler)
+        await trio.sleep(0.01)
+        if callable(act):
+            act(conn, wire)
+        elif act == "wait":
+            await trio.sleep(300)
+        elif act == "evict":
+            other = await house.supervisor.start(FakeWire(), Identity(user="ann"), sleeper)
+            other.close()
+            await other.wait_gone()
+        await conn.wait_gone()
+        await trio.sleep(0.01)
+
+    async with open_house(limits=Limits(per_user=1)) as house:
+        await life(house)
+        house.heard.clear()
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(5):
+                await life(house)
+                house.heard.clear()
+            assert gc.collect() == 0
+        finally:
+            gc.enable()
+            house.heard.clear()
