@@ -25,7 +25,7 @@ from .._words.wire import SEVERED
 from .admission import Admit, Refuse, Wait, decide
 from .blockage import blocked_at
 from .bulletin import Bulletin
-from .dues import Act, next_due
+from .dues import Act, expiry, next_due
 from .memberships import Group, Memberships
 from .roster import Roster
 from .shedding import excess, reclaimable
@@ -382,7 +382,7 @@ class Ledger:
     def _rearm(self, stay: Stay) -> None:
         """A handler's own deadline is its TTL with some slack: it holds even if no keeper ever looks again."""
         if stay.begun and stay.scope is not None:
-            stay.scope.deadline = min(stay.last_active + self.limits.idle_ttl, stay.ends_at) + SLACK
+            stay.scope.deadline = expiry(stay, self.limits)[0] + SLACK
 
     @step
     def close_user(self, user: User) -> bool:
