@@ -19,7 +19,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)  # before anything is deselected
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     shown = config.stash[SHOWN] = shown_by(items)
-    unknown = shown.keys() - {row.split("|")[1].strip() for row in PAGE.read_text().splitlines() if row.startswith("| R")}
+    unknown = shown.keys() - {
+        row.split("|")[1].strip() for row in PAGE.read_text().splitlines() if row.startswith("| R")
+    }
     if unknown:
         raise pytest.UsageError(f"{', '.join(sorted(unknown))}: not in {PAGE}")
     if config.getoption("--requirements"):

@@ -21,7 +21,9 @@ class House:
     callers: trio.Nursery
     heard: list[events.Event] = attrs.field(factory=list)
 
-    async def enter(self, user: str = "ann", handler=sleeper, wire: FakeWire | None = None, **identity: Any) -> Connection:
+    async def enter(
+        self, user: str = "ann", handler=sleeper, wire: FakeWire | None = None, **identity: Any
+    ) -> Connection:
         """Start one connection, and let its handler begin."""
         conn = await self.supervisor.start(wire or FakeWire(), Identity(user=user, **identity), handler)
         await trio.testing.wait_all_tasks_blocked()

@@ -65,7 +65,9 @@ def upgrade_head(path: str = "/ws?user=ann", *extra: str, **headers: str) -> byt
     return "\r\n".join([*lines, *extra, "", ""]).encode("latin-1")
 
 
-def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, mask: bytes | None = b"\1\2\3\4", rsv: int = 0) -> bytes:
+def frame(
+    opcode: int, payload: bytes = b"", *, fin: bool = True, mask: bytes | None = b"\1\2\3\4", rsv: int = 0
+) -> bytes:
     """A frame as a client sends it, well-formed or not."""
     first = (0x80 if fin else 0) | rsv | opcode
     bit = 0 if mask is None else 0x80

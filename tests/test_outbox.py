@@ -1,0 +1,150 @@
+"""What is sent without waiting: order, bounds, and what happens at them."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from supervisor import CloseReason, Frame, Limits, Policies, SlowConsumer
+from supervisor._decisions.outbox import Outbox
+from tests.fakes import FakeWire
+from tests.helpers import open_house, reason, settle
+
+
+def queued(outbox: Outbox) -> list[str | bytes]:
+    return [frame.message for frame in outbox.frames]
+
+
+@pytest.mark.req("R52")
+@pytest.mark.parametrize(
+    ("policy", "kept", "goes_on"),
+    [
+        (SlowConsumer.CLOSE, ["a", "b"], False),
+        (SlowConsumer.DROP_OLDEST, ["b", "c"], True),
+        (SlowConsumer.DROP_NEWEST, ["a", "b"], True),
+    ],
+)
+def test_the_policies_at_the_bound(policy: SlowConsumer, kept: list[str], goes_on: bool) -> None:
+    outbox, limits = Outbox(), Limits(outbox_messages=2)
+    assert outbox.put(Frame("a"), limits, policy)
+    assert outbox.put(Frame("b"), limits, policy)
+    assert outbox.put(Frame("c"), limits, policy) is goes_on
+    assert queued(outbox) == kept
+    assert outbox.bytes == sum(len(frame) for frame in outbox.frames) == 6
+
+
+@pytest.mark.req("R52")
+def test_bytes_are_bounded_too() -> None:
+    outbox, limits = Outbox(), Limits(outbox_bytes=100)
+    assert outbox.put(Frame(b"x" * 60), limits, SlowConsumer.DROP_OLDEST)
+    assert outbox.put(Frame(b"y" * 60), limits, SlowConsumer.DROP_OLDEST)
+    assert queued(outbox) == [b"y" * 60]
+    assert outbox.put(Frame(b"z" * 200), limits, SlowConsumer.DROP_OLDEST)  # too big for any outbox: dropped
+    assert (queued(outbox), outbox.bytes) == ([], 0)
+
+
+@pytest.mark.req("R52")
+async def test_what_a_stalled_peer_is_sent_keeps_its_order(autojump_clock) -> None:
+    async def sender(conn) -> None:
+        await trio.sleep(1)
+        await conn.send("sent")
+        await trio.sleep_forever()
+
+    async with open_house() as house:
+        wire = FakeWire("never-reads")
+        conn = await house.enter(wire=wire, handler=sender)
+        assert all(conn.send_nowait(str(number)) for number in range(3))
+        await trio.sleep(2)
+        assert conn.send_nowait("last")
+        assert wire.sent == []
+        wire.read_again()
+        await settle()
+        assert sorted(wire.sent) == sorted(["0", "1", "2", "last", "sent"])
+        assert wire.sent[:3] == ["0", "1", "2"]
+
+
+@pytest.mark.req("R52")
+async def test_a_full_outbox_closes_the_slow_consumer_and_nobody_else(autojump_clock) -> None:
+    async with open_house(limits=Limits(outbox_messages=10)) as house:
+        slow = await house.enter(wire=FakeWire("never-reads"))
+        healthy = FakeWire()
+        good = await house.enter(wire=healthy)
+        slow.join("room")
+        good.join("room")
+        delivered = [house.supervisor.room("room").publish(str(number)) for number in range(20)]
+        assert reason(slow) is CloseReason.TOO_SLOW
+        assert slow.end.code == 4003
+        assert delivered == [2] * 10 + [1] * 10
+        assert healthy.sent == [str(number) for number in range(20)]
+
+
+@pytest.mark.req("R52")
+async def test_dropping_keeps_the_connection(autojump_clock) -> None:
+    policies = Policies(slow_consumer=SlowConsumer.DROP_OLDEST)
+    async with open_house(limits=Limits(outbox_messages=2), policies=policies) as house:
+        wire = FakeWire("never-reads")
+        conn = await house.enter(wire=wire)
+        for number in range(10):
+            conn.send_nowait(str(number))
+            await settle()
+        wire.read_again()
+        await settle()
+        assert wire.sent == ["0", "8", "9"]  # the first was being written already
+        assert conn.end is None
+
+
+async def test_what_is_queued_goes_out_before_the_goodbye(autojump_clock) -> None:
+    async with open_house() as house:
+        wire = FakeWire("never-reads")
+        conn = await house.enter(wire=wire)
+        conn.send_nowait("queued")
+        await settle()
+        conn.close()
+        await trio.sleep(0.1)
+        wire.read_again()
+        await conn.wait_gone()
+        assert (wire.sent, wire.farewell) == (["queued"], (1000, "closed by the handler"))
+
+
+async def test_a_writer_is_there_only_while_something_is_queued(autojump_clock) -> None:
+    async with open_house() as house:
+        wire = FakeWire()
+        conn = await house.enter(wire=wire)
+        conn.send_nowait("at once")
+        assert len(conn.nursery.child_tasks) == 0
+        wire.kind = "never-reads"
+        conn.send_nowait("queued")
+        assert len(conn.nursery.child_tasks) == 1
+        wire.read_again()
+        await settle()
+        assert len(conn.nursery.child_tasks) == 0
+
+
+async def test_backpressure_is_for_the_handler_that_sends(autojump_clock) -> None:
+    progress: list[str] = []
+
+    async def sender(conn) -> None:
+        for name in "ab":
+            await conn.send(name)
+            progress.append(name)
+
+    async with open_house() as house:
+        wire = FakeWire("never-reads")
+        await house.enter(wire=wire, handler=sender)
+        await trio.sleep(5)
+        assert progress == []
+        wire.read_again()
+        await settle()
+        assert progress == ["a", "b"]
+
+
+@pytest.mark.parametrize("message", ["text", b"bytes", bytearray(b"array"), memoryview(b"view")])
+async def test_what_a_message_may_be(autojump_clock, message) -> None:
+    async with open_house() as house:
+        wire = FakeWire()
+        conn = await house.enter(wire=wire)
+        assert conn.send_nowait(message)
+        assert wire.sent == [message if isinstance(message, str) else bytes(message)]
+        with pytest.raises(TypeError, match="a message is str or bytes, not dict"):
+            conn.send_nowait({"not": "a message"})
+        assert conn.end is None
