@@ -122,7 +122,7 @@ class World(trio.abc.Instrument):
                 if event.connection in self.closed or event.connection not in self.admitted:
                     self.problems.append(("closed twice, or never admitted", event))
                 self.closed.add(event.connection)
-                if event.cleanup > self.timeouts.close + 0.05 + 1e-9:
+                if event.cleanup > self.timeouts.close + 0.1 + 1e-9:
                     self.problems.append(("cleanup took too long", event))
             case events.Failed(what="wire" | "subscriber" | "audit"):
                 self.problems.append(event)

@@ -175,7 +175,7 @@ async def test_a_stall_of_our_own_expires_nobody_who_has_spoken(mock_clock) -> N
         mock_clock.jump(0.25)
         await settle()
         assert (conn.end, reason(silent)) == (None, CloseReason.IDLE)
-        for seconds in (1, 8.8):
+        for seconds in (1, 8.78):
             mock_clock.jump(seconds)
             await settle()
         assert reason(conn) is CloseReason.IDLE

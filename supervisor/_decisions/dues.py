@@ -10,7 +10,7 @@ from .._words.limits import Limits, Timeouts
 from .stay import Stage, Stay
 
 # A goodbye ends by its own deadline; if a wire has not let go this much later, it never will.
-OVERRUN = 0.05
+OVERRUN = 0.1
 
 
 class Act(enum.Enum):
@@ -30,10 +30,10 @@ def next_due(stay: Stay, limits: Limits, timeouts: Timeouts) -> Due:
             return min(expiry(stay, limits), _heartbeat(stay, timeouts), key=_moment)
         case Stage.LEAVING:
             assert stay.end is not None
-            return stay.end.at + timeouts.handler_exit, Act.SET_ASIDE
+            return max(stay.end.at + timeouts.handler_exit, stay.host.grace_until), Act.SET_ASIDE
         case Stage.CLOSING:
             assert stay.end is not None
-            return stay.end.at + timeouts.close + OVERRUN, Act.SET_ASIDE
+            return max(stay.end.at + timeouts.close + OVERRUN, stay.host.grace_until), Act.SET_ASIDE
     return math.inf, Act.SET_ASIDE
 
 

@@ -31,8 +31,10 @@ from .roster import Roster
 from .shedding import excess, reclaimable
 from .stay import Stage, Stay, User
 
-#: An alarm that rings later than this says that our own loop stalled; what has arrived meanwhile is seen first.
-LATE = 0.25
+#: An alarm that rings later than this says that our own loop stalled. Then nobody is judged by the clock for a
+#: moment, so that what has arrived, and what has been cancelled, can be seen first.
+LATE = 0.05
+GRACE = 0.25
 #: How much a handler's own deadline lies behind the moment at which its keeper ends it. A stall of our loop that is
 #: shorter than this expires nobody wrongly.
 SLACK = 5.0
@@ -345,7 +347,7 @@ class Ledger:
         """The alarm set for `rang_for` has rung: do whatever is due."""
         now = trio.current_time()
         if now - rang_for > LATE:
-            user.grace_until = now + LATE
+            user.grace_until = now + GRACE
         for stay in self._timed(user):
             at, what = next_due(stay, self.limits, self.timeouts)
             if at <= now:

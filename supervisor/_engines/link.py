@@ -46,30 +46,40 @@ class Link:
         """Write `octets` now if nobody else is writing and the socket takes their beginning; its end follows by
         itself. False, and nothing is written, otherwise; always for TLS.
         """
-        if self._busy or self.closed or self.nursery is None or isinstance(self.stream, trio.SSLStream):
+        if self._busy or self.nursery is None:
             return False
-        try:
-            written = os.write(self.stream.socket.fileno(), octets)
-        except BlockingIOError:
-            return False
-        except OSError:
-            self._break(CloseReason.PEER_LOST)
-            return False
-        if written < len(octets):
+        written = self._write_now(octets)
+        if 0 < written < len(octets):
             self._busy = True
             self.nursery.start_soon(self._finish, octets[written:], name="rest of a frame")
-        return True
+        return written > 0
 
     async def send(self, octets: bytes) -> None:
         """Write `octets`, however long it takes, in turn. `WireClosed` if that is impossible."""
+        await trio.lowlevel.checkpoint_if_cancelled()
         if self._busy:
             await self._queue.park()  # whoever wakes us hands the turn over
         else:
             self._busy = True
         try:
-            await self._write(octets)
+            written = self._write_now(octets)
+            if written < len(octets):
+                await self._write(octets[written:], begun=written > 0)
         finally:
             self._pass_on()
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def _write_now(self, octets: bytes) -> int:
+        """Write what the socket takes at once; how much that was."""
+        if self.closed or isinstance(self.stream, trio.SSLStream):
+            return 0
+        try:
+            return os.write(self.stream.socket.fileno(), octets)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            self._break(CloseReason.PEER_LOST)
+            return 0
 
     async def _finish(self, rest: bytes) -> None:
         try:
@@ -83,7 +93,7 @@ class Link:
         if not self._queue.unpark():
             self._busy = False
 
-    async def _write(self, octets: bytes, *, begun: bool = False) -> None:
+    async def _write(self, octets: bytes, *, begun: bool) -> None:
         if self.closed:
             raise WireClosed
         left = memoryview(octets)

@@ -88,6 +88,8 @@ class TrioWebSocket:
         """Run the engine's reader; whatever comes out of it is the end of this connection only."""
         try:
             await reader()
+            closed = None if self._ws is None else self._ws.closed  # what it found to be wrong, and did not say
+            self._end(_ENGINE_CLOSES.get(closed.code if closed else 1006, CloseReason.PEER_LOST))
         except (trio_websocket.ConnectionClosed, LocalProtocolError):
             self._end(CloseReason.PROTOCOL_ERROR)
         except Exception as exception:  # noqa: BLE001 - reported as a Failed event, and it ends this connection
@@ -107,6 +109,7 @@ class TrioWebSocket:
         try:
             return await self._ws.get_message()
         except trio_websocket.ConnectionClosed:
+            await self._reader_over.wait()  # by then it is known why
             raise WireClosed from None
 
     async def send(self, frame: Frame) -> None:
@@ -151,9 +154,10 @@ class TrioWebSocket:
             await self._reader_over.wait()
 
     def _goodbye(self, code: int, text: str) -> bytes:
-        """Ours; or the peer's own, given back."""
+        """Ours; or the peer's own, given back, if there was nothing wrong with it."""
         peers = self._inlet.scanner.close_payload
-        return encode(CLOSE, close_payload(code, text) if peers is None else peers[:2])
+        answers = peers is not None and code == CloseReason.PEER_CLOSED.code
+        return encode(CLOSE, peers[:2] if peers is not None and answers else close_payload(code, text))
 
     def cut(self, code: int, text: str) -> None:
         """See `Wire.cut`."""
@@ -183,6 +187,7 @@ class Inlet(trio.abc.HalfCloseableStream):
     closing: bool = False
     _opened: trio.Event = attrs.field(factory=trio.Event)
     _peer_is_done: bool = False
+    _hung_up: bool = False
 
     def begin(self) -> None:
         """The 101 is written: what the peer sends from now on are frames."""
@@ -195,6 +200,9 @@ class Inlet(trio.abc.HalfCloseableStream):
             head, self.head = self.head, b""
             return head
         await self._opened.wait()
+        if self._hung_up:
+            await trio.lowlevel.checkpoint()
+            return b""
         data = await self._hear(max_bytes)
         if self.closing:
             return b""
@@ -258,7 +266,8 @@ class Inlet(trio.abc.HalfCloseableStream):
         await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
-        """The engine hangs up; the socket is ours, and is closed by `TrioWebSocket.cut`."""
+        """The engine hangs up, and hears nothing more; the socket is ours, and is closed by `TrioWebSocket.cut`."""
+        self._hung_up = True
         await trio.lowlevel.checkpoint()
 
 

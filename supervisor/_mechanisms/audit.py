@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import attrs
 import trio
 
-from .._decisions.dues import next_due
+from .._decisions.dues import expiry, next_due
 from .._decisions.ledger import Ledger
 from .._decisions.roster import FILES, Roster
 from .._decisions.stay import Stage, Stay, User
@@ -57,7 +57,7 @@ def _of_user(ledger: Ledger, user: User) -> Iterator[str]:
     stays = [stay for file in user.roster.files.values() for stay in file]
     if not stays and user.vacant_since is None:
         yield f"user {user.name!r}: nobody is here, and the user is not closing"
-    due = min((next_due(stay, ledger.limits, ledger.timeouts)[0] for stay in stays), default=float("inf"))
+    due = min((_judged_at(ledger, stay) for stay in stays), default=float("inf"))
     if user.alarm is not None and user.alarm.deadline > due and user.alarm.deadline > trio.current_time():
         yield f"user {user.name!r}: the alarm is set later than the earliest due"
     children = user.nursery.child_tasks if user.nursery is not None else frozenset()
@@ -68,6 +68,13 @@ def _of_user(ledger: Ledger, user: User) -> Iterator[str]:
     lasting = children - {trio.lowlevel.current_task()}  # a subscriber may ask during a task's own last step
     if len(lasting) > len(stays):
         yield f"user {user.name!r}: {len(lasting)} tasks for {len(stays)} connections"
+
+
+def _judged_at(ledger: Ledger, stay: Stay) -> float:
+    """When it must end; heartbeats move with what the peer sends, and are no promise of the ledger's."""
+    if stay.stage is Stage.CLAIM:
+        return expiry(stay, ledger.limits)[0]
+    return next_due(stay, ledger.limits, ledger.timeouts)[0]
 
 
 def _of_stay(user: User, stay: Stay, children: frozenset[trio.lowlevel.Task]) -> Iterator[str]:

@@ -98,25 +98,19 @@ class Connection(Stay):
         leaving. A send that is cancelled in mid-frame cannot be taken back: the connection is then cut.
         """
         frame = message if isinstance(message, Frame) else Frame(message)
-        await trio.lowlevel.checkpoint_if_cancelled()
         if self.end is not None:
             raise self._closed_error()
-        if self._writing or not self.wire.offer(frame):
-            await self._send_slowly(frame)
-        else:
-            await trio.lowlevel.cancel_shielded_checkpoint()
-        if self._ledger.policies.sent_is_activity:
-            self._ledger.touch(self)
-
-    async def _send_slowly(self, frame: Frame) -> None:
-        self._ledger.suspect(self, suspected=True)
+        ledger = self._ledger
+        ledger.suspect(self, suspected=True)
         try:
             await self.drained()
             await self.wire.send(frame)
         except WireClosed:
             raise self._closed_error() from None
         finally:
-            self._ledger.suspect(self, suspected=False)
+            ledger.suspect(self, suspected=False)
+        if ledger.policies.sent_is_activity:
+            ledger.touch(self)
 
     def send_nowait(self, message: Message | Frame) -> bool:
         """Send one message without waiting: written now if the socket takes it, else queued in the outbox.

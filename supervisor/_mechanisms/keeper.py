@@ -30,6 +30,7 @@ async def keep(ledger: Ledger, user: User) -> None:
                     deadline = ledger.next_look(user)
                     with trio.CancelScope(deadline=deadline) as user.alarm:
                         await trio.sleep_forever()
+                    await trio.lowlevel.checkpoint()  # whoever was woken together with us goes first
                     ledger.look(user, user.alarm.deadline)
                 user.nursery.cancel_scope.cancel()
         finally:
