@@ -18,6 +18,7 @@ from trio.testing import MockClock
 from supervisor import (
     CloseReason,
     Connection,
+    ConnectionClosed,
     Identity,
     Limits,
     Overflow,
@@ -204,7 +205,7 @@ class World(trio.abc.Instrument):
         finally:
             try:
                 conn.join("closing")
-            except Exception:
+            except ConnectionClosed:
                 pass
             else:
                 self.problems.append(("joined while leaving", conn))

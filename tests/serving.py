@@ -166,17 +166,14 @@ class Raw:
 
 
 @contextlib.asynccontextmanager
-async def connect(server: Server, *, receive_buffer: int | None = None) -> AsyncIterator[Raw]:
-    """A raw connection; with a small receive buffer its window fills quickly."""
-    sock = trio.socket.socket()
-    if receive_buffer is not None:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    await sock.connect(("127.0.0.1", server.port))
-    stream = trio.SocketStream(sock)
-    try:
-        yield Raw(stream)
-    finally:
-        await trio.aclose_forcefully(stream)
+async def connect(server: Server | int, *, receive_buffer: int | None = None) -> AsyncIterator[Raw]:
+    """A raw connection to a server, or a port; with a small receive buffer its window fills quickly."""
+    port = server if isinstance(server, int) else server.port
+    with trio.socket.socket() as sock:
+        if receive_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        await sock.connect(("127.0.0.1", port))
+        yield Raw(trio.SocketStream(sock))
 
 
 async def request(server: Server, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:

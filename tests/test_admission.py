@@ -297,5 +297,5 @@ async def test_two_users_named_alike_are_two(autojump_clock) -> None:
 def test_partial_is_not_a_policy() -> None:
     with pytest.raises(ValueError, match="evict-greediest compares users"):
         Policies(overflow_user=Overflow.EVICT_GREEDIEST)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="evict-youngest"):
         partial(Policies, overflow_user="evict-youngest")()

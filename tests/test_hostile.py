@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.lowlevel
 
 from supervisor import Connection, ConnectionClosed, Identity, Limits, Options, Request, Server, Timeouts, echo
 from tests.serving import connect, file_descriptors, frame, open_server, settled, tasks, upgrade_head
@@ -85,7 +86,7 @@ async def test_w4_pings_and_oversize_while_we_close() -> None:
                     with contextlib.suppress(trio.BrokenResourceError):
                         for _ in range(50):
                             await raw.send(noise)
-                            await trio.sleep(0)
+                            await trio.lowlevel.checkpoint()
         assert server.supervisor.statistics().failures == {}
 
 
@@ -391,11 +392,10 @@ async def test_a_close_without_a_code_is_answered_without_one() -> None:
 @pytest.mark.req("R35")
 async def test_a_peers_words_cannot_forge_a_log_line(caplog) -> None:
     caplog.set_level(logging.INFO)
-    async with besieged() as server:
-        async with connect(server) as raw:
-            await raw.upgrade("/ws?user=%0d%0aERROR%20forged%1b%5b31m")
-            await raw.send(frame(8, (4000).to_bytes(2, "big") + b"\r\nCRITICAL forged\x1b[31m"))
-            await raw.ended()
+    async with besieged() as server, connect(server) as raw:
+        await raw.upgrade("/ws?user=%0d%0aERROR%20forged%1b%5b31m")
+        await raw.send(frame(8, (4000).to_bytes(2, "big") + b"\r\nCRITICAL forged\x1b[31m"))
+        await raw.ended()
     for record in caplog.records:
         assert record.getMessage().isprintable(), record.getMessage()
 

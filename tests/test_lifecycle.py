@@ -9,6 +9,7 @@ import weakref
 
 import pytest
 import trio
+import trio.lowlevel
 
 from properties.world import STRAY
 from supervisor import CloseReason, ConnectionClosed, Identity, Limits, Timeouts, events, open_supervisor
@@ -23,7 +24,7 @@ async def fails(conn) -> None:
 async def fails_in_a_nursery(conn) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.sleep_forever)
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
         raise ValueError("handler raises")
 
 
@@ -36,7 +37,7 @@ async def strays_in_a_group(conn) -> None:
 
 
 async def returns(conn) -> None:
-    await trio.sleep(0)
+    await trio.lowlevel.checkpoint()
 
 
 async def stubborn(conn) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import math
 
 import attrs
@@ -45,7 +46,7 @@ def test_every_setting_says_what_it_does(record: type) -> None:
     body = ast.parse(inspect.getsource(record)).body[0].body
     documented = {
         node.target.id
-        for node, after in zip(body, body[1:], strict=False)
+        for node, after in itertools.pairwise(body)
         if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
     }
     undocumented = {field.name for field in attrs.fields(record)} - documented

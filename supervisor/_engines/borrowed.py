@@ -6,6 +6,7 @@ reaches us, and what trio-websocket's own reader raises, is out of reach; ``docs
 
 from __future__ import annotations
 
+import json
 from typing import cast
 
 import attrs
@@ -18,6 +19,8 @@ from .._words.wire import Ended, WireClosed
 from .link import Stream, socket_of
 
 _QUEUED_MESSAGES = 4
+#: Seconds that writing a refusal may take.
+_REFUSAL = 0.5
 _ENDS = {
     1002: CloseReason.PROTOCOL_ERROR,
     1006: CloseReason.PEER_LOST,
@@ -127,3 +130,16 @@ class Borrowed:
     def cut(self, code: int, text: str) -> None:
         """See `Wire.cut`."""
         socket_of(self._stream).close()
+
+
+async def refuse(request: trio_websocket.WebSocketRequest, status: int, why: str) -> None:
+    """Answer instead of upgrading, and close the socket, which trio-websocket would leave to the peer."""
+    stream = cast("Stream", request._connection._stream)
+    try:
+        with trio.move_on_after(_REFUSAL):
+            body = json.dumps({"error": "refused", "detail": why}).encode()
+            await request.reject(status, extra_headers=[(b"Content-Type", b"application/json")], body=body)
+    except trio_websocket.ConnectionClosed:
+        pass
+    finally:
+        await trio.aclose_forcefully(stream)

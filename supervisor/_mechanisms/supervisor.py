@@ -10,14 +10,16 @@ from typing import Any, cast
 
 import attrs
 import trio
+from trio_websocket import WebSocketRequest
 
 from .._decisions.bulletin import Subscriber
 from .._decisions.ledger import Ledger
 from .._decisions.memberships import Group
 from .._decisions.roster import Roster
 from .._decisions.stay import Stage, Stay
+from .._engines.borrowed import Borrowed, refuse
 from .._words.closing import CloseReason
-from .._words.errors import NotFound
+from .._words.errors import BadRequest, NotFound, Refused
 from .._words.events import Closed, DrainFinished, DrainStarted
 from .._words.identity import Identity
 from .._words.limits import Limits, Policies, Timeouts
@@ -75,6 +77,28 @@ class Supervisor:
             raise
         assert conn.end is not None
         return conn.end.reason
+
+    def handler(
+        self, handler: Handler, *, identify: Callable[[WebSocketRequest], Identity | Awaitable[Identity]]
+    ) -> Callable[[WebSocketRequest], Awaitable[None]]:
+        """A handler for `trio_websocket.serve_websocket`, whose connections are then supervised.
+
+        ``identify(request)`` says whose a connection is; it may be async, and may raise `Refused`, which is answered
+        with its HTTP status, as is a ValueError (400). What an existing server cannot be protected from is said in
+        ``docs/serve-websocket.md``.
+        """
+
+        async def serve(request: WebSocketRequest) -> None:
+            try:
+                identity = identify(request)
+                if not isinstance(identity, Identity):
+                    identity = await identity
+                await self.supervise(Borrowed(request), identity, handler)
+            except (Refused, ValueError) as refusal:
+                status = refusal.status if isinstance(refusal, Refused) else BadRequest.status
+                await refuse(request, status, str(refusal))
+
+        return serve
 
     def connections(self, *, user: str | None = None, session: str | None = None) -> tuple[Connection, ...]:
         """The admitted connections that are not leaving, oldest first; of one user, of one of their sessions."""

@@ -1,0 +1,183 @@
+"""HTTP: the page, health, and cleaning up by hand."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import trio
+
+from supervisor import Limits, Options, Overflow, Policies, Server
+from tests.serving import connect, open_server, request, settled, upgrade_head
+
+
+@contextlib.asynccontextmanager
+async def guests(server: Server, *users: str):
+    """Some connections, of which nothing is asked."""
+    async with contextlib.AsyncExitStack() as stack:
+        for user in users:
+            raw = await stack.enter_async_context(connect(server))
+            await raw.upgrade(f"/ws?user={user}&session=s-{user}")
+            await raw.message()
+        yield
+
+
+@pytest.mark.req("R17")
+async def test_cleaning_up_by_hand_over_http() -> None:
+    async with open_server() as server, guests(server, "ann", "ann", "bob", "cid", "cid", "dan"):
+        status, listed = await request(server, "GET", "/api/connections?user=ann")
+        assert (status, listed["total"]) == (200, 2)
+        assert {card["session"] for card in listed["connections"]} == {"s-ann"}
+        first = listed["connections"][0]["connection"]
+        status, ended = await request(server, "POST", "/api/disconnect", {"connection": first})
+        assert (status, ended["closed"], ended["connections"][0]["connection"]) == (200, 1, first)
+        assert ended["connections"][0]["reason"] == "kicked"
+        assert (await request(server, "POST", "/api/disconnect", {"user": "bob"}))[1]["closed"] == 1
+        assert (await request(server, "POST", "/api/disconnect", {"user": "cid", "session": "s-cid"}))[1]["closed"] == 2
+        assert (await request(server, "POST", "/api/expire", {"older_than": 1000}))[1]["closed"] == 0
+        assert (await request(server, "POST", "/api/shed"))[1]["closed"] == 0
+        assert (await request(server, "POST", "/api/expire", {"older_than": 0}))[1]["closed"] == 2
+        assert (await request(server, "POST", "/api/disconnect", {"all": True}))[1]["closed"] == 0
+        assert await request(server, "GET", "/api/audit") == (200, {"orphans": [], "runs": 1, "failures": 0})
+
+
+@pytest.mark.req("R17")
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/api/disconnect", {"user": "nobody"}, 404),
+        ("/api/disconnect", {"connection": "c999"}, 404),
+        ("/api/disconnect", {}, 400),
+        ("/api/disconnect", {"user": "ann", "all": True}, 400),
+        ("/api/disconnect", {"user": ""}, 400),
+        ("/api/disconnect", {"user": 0}, 400),
+        ("/api/disconnect", {"all": False}, 400),
+        ("/api/expire", {}, 400),
+        ("/api/expire", {"older_than": "60"}, 400),
+        ("/api/expire", {"older_than": -1}, 400),
+        ("/api/expire", {"older_than": True}, 400),
+        ("/api/drain", {"rate": 0}, 400),
+        ("/api/drain", {"rate": "fast"}, 400),
+        ("/api/drain", [1], 400),
+        ("/api/nothing", {}, 404),
+        ("/api/statistics", {}, 405),
+    ],
+)
+async def test_an_unknown_key_or_a_bad_body_is_an_error(path: str, body: object, status: int) -> None:
+    async with open_server() as server, guests(server, "ann"):
+        got, answer = await request(server, "POST", path, body)
+        assert got == status, answer
+        assert answer["detail"]
+        assert server.supervisor.statistics().connections == 1
+        assert not server.supervisor.draining
+
+
+async def test_connections_are_not_dumped_without_a_question() -> None:
+    async with open_server() as server, guests(server, "ann", "bob"):
+        assert (await request(server, "GET", "/api/connections"))[0] == 400
+        assert (await request(server, "GET", "/api/connections?limit=x"))[0] == 400
+        status, listed = await request(server, "GET", "/api/connections?limit=1")
+        assert (status, len(listed["connections"]), listed["total"]) == (200, 1, 2)
+        assert (await request(server, "GET", "/api/connections?user=nobody"))[1]["connections"] == []
+
+
+async def test_statistics_health_and_readiness() -> None:
+    async with open_server() as server, guests(server, "ann"):
+        status, figures = await request(server, "GET", "/api/statistics")
+        assert (status, figures["connections"], figures["users"], figures["seats"]) == (200, 1, 1, 1)
+        assert await request(server, "GET", "/healthz") == (200, {"status": "ok"})
+        assert await request(server, "GET", "/readyz") == (200, {"ready": True, "because": []})
+        assert (await request(server, "POST", "/api/drain"))[1]["closed"] == 1
+        assert await request(server, "GET", "/readyz") == (503, {"ready": False, "because": ["draining"]})
+        assert (await request(server, "GET", "/healthz"))[0] == 200
+        async with connect(server) as raw:
+            await raw.send(upgrade_head())
+            status, headers, body = await raw.response()
+            assert (status, headers["retry-after"]) == (503, "5")
+            assert b'"close_code": 1012' in body
+
+
+@pytest.mark.req("R12")
+async def test_too_many_stuck_handlers_are_not_ready() -> None:
+    async def stubborn(conn) -> None:
+        with trio.CancelScope(shield=True):
+            await release.wait()
+
+    release = trio.Event()
+    async with open_server(stubborn, limits=Limits(stuck_total=0)) as server, connect(server) as raw:
+        await raw.upgrade()
+        await request(server, "POST", "/api/disconnect", {"user": "ann"})
+        assert await request(server, "GET", "/readyz") == (503, {"ready": False, "because": ["1 stuck handlers"]})
+        release.set()
+        await settled(server.supervisor)
+        assert (await request(server, "GET", "/readyz"))[0] == 200
+
+
+@pytest.mark.req("R40")
+async def test_the_api_wants_the_admin_token_where_there_is_one() -> None:
+    async with open_server(options=Options(admin_token="s3cret")) as server:
+        assert (await request(server, "GET", "/api/statistics"))[0] == 401
+        assert (await request(server, "GET", "/api/statistics", Authorization="Bearer wrong"))[0] == 401
+        assert (await request(server, "GET", "/api/statistics", Authorization="Bearer s3cret"))[0] == 200
+        assert "s3cret" not in repr(server.options)
+
+
+@pytest.mark.parametrize("header", [{"Origin": "http://evil.example"}, {"Host": "rebound.example"}])
+async def test_somebody_elses_page_may_not_use_the_api(header: dict[str, str]) -> None:
+    async with open_server() as server, guests(server, "ann"), connect(server) as raw:
+        lines = {"Host": "127.0.0.1", "Content-Type": "text/plain", **header}
+        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        await raw.send(f"POST /api/disconnect HTTP/1.1\r\n{head}Content-Length: 13\r\n\r\n".encode() + b'{"all": true}')
+        assert (await raw.response())[0] == 403
+        assert server.supervisor.statistics().connections == 1
+
+
+@pytest.mark.req("R03")
+async def test_refusals_say_why_before_the_upgrade() -> None:
+    policies = Policies(overflow_user=Overflow.REJECT)
+    async with open_server(limits=Limits(per_user=1, total=2), policies=policies) as server:
+        async with guests(server, "ann", "bob"):
+            for user, status, limit in (("ann", 429, "per user limit (1/1)"), ("cid", 503, "total limit (2/2)")):
+                async with connect(server) as raw:
+                    await raw.send(upgrade_head(f"/ws?user={user}"))
+                    got, headers, body = await raw.response()
+                    assert (got, headers["retry-after"], headers["content-type"]) == (status, "1", "application/json")
+                    assert f"user '{user}' exceeded maximum connections {limit}" in body.decode()
+                    assert b'"close_code": 4504' in body
+
+
+async def test_a_plain_get_of_the_endpoint_is_told_to_upgrade() -> None:
+    async with open_server() as server, connect(server) as raw:
+        await raw.send(b"GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        status, headers, _ = await raw.response()
+        assert (status, headers["sec-websocket-version"], headers["upgrade"]) == (426, "13", "websocket")
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/", "text/html"), ("/page.js", "text/javascript"), ("/page.css", "text/css")]
+)
+async def test_the_page_is_served_and_may_load_nothing_from_elsewhere(path: str, kind: str) -> None:
+    async with open_server() as server, connect(server) as raw:
+        await raw.send(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        status, headers, body = await raw.response()
+        assert (status, headers["content-type"].split(";")[0]) == (200, kind)
+        assert headers["content-security-policy"].startswith("default-src 'self'")
+        assert b"http://" not in body
+        assert b"https://" not in body
+
+
+async def test_a_failing_request_is_answered_reported_and_alone(monkeypatch) -> None:
+    def broken(supervisor) -> tuple[str, ...]:
+        raise RuntimeError("readiness raises")
+
+    monkeypatch.setattr("supervisor._server.server.not_ready", broken)
+    async with open_server() as server:
+        assert (await request(server, "GET", "/readyz"))[0] == 500
+        assert (await request(server, "GET", "/healthz"))[0] == 200
+        assert server.supervisor.statistics().failures == {"request": 1}
+
+
+async def test_a_body_is_bounded() -> None:
+    async with open_server() as server, connect(server) as raw:
+        await raw.send(b"POST /api/shed HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100000\r\n\r\n" + bytes(70_000))
+        assert (await raw.response())[0] == 413

@@ -1,0 +1,130 @@
+"""The native protocol, spoken by a client that is not ours."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from supervisor import Limits
+from supervisor._server.hub import MAX_MISTAKES, MAX_ROOMS
+from tests.serving import connect, frame, open_server
+
+
+async def test_join_publish_presence_and_leave() -> None:
+    async with open_server() as server, connect(server) as ann, connect(server) as bob:
+        await ann.upgrade("/ws?user=ann", Sec_WebSocket_Protocol="supervisor.v1.json")
+        welcome = await ann.message()
+        assert (welcome["type"], welcome["user"], welcome["resumed"], welcome["seq"]) == ("welcome", "ann", False, 0)
+        assert welcome["limits"]["per_user"] == 5
+        await bob.upgrade("/ws?user=bob&session=s1")
+        assert (await bob.message())["session"] == "s1"
+        await ann.say(op="join", room="r", ref="one")
+        assert await ann.message() == {"type": "reply", "ref": "one", "room": "r", "members": 1}
+        await bob.say(op="join", room="r", ref=2)
+        assert (await bob.message())["members"] == 2
+        joined = {"connection": "c2", "user": "bob"}
+        assert await ann.message() == {"type": "presence", "room": "r", "joined": [joined], "left": []}
+        await bob.say(op="publish", room="r", data={"nested": [1, None, "ü"]}, ref=3)
+        assert await bob.message() == {"type": "reply", "ref": 3, "room": "r", "delivered": 1}
+        message = {"type": "message", "room": "r", "from": "bob", "data": {"nested": [1, None, "ü"]}}
+        assert await ann.message() == message
+        await ann.say(op="presence", room="r")
+        assert [member["user"] for member in (await ann.message())["members"]] == ["ann", "bob"]
+        await bob.say(op="leave", room="r")
+        assert (await bob.message())["room"] == "r"
+        assert (await ann.message())["left"] == [joined]
+        await ann.say(op="send", user="bob", data="direct")
+        assert (await ann.message())["delivered"] == 1
+        assert await bob.message() == {"type": "message", "user": "bob", "from": "ann", "data": "direct"}
+        await ann.say(op="ping", ref=9)
+        assert await ann.message() == {"type": "reply", "ref": 9, "pong": True}
+
+
+@pytest.mark.req("R10")
+async def test_a_room_is_told_of_whoever_vanishes() -> None:
+    async with open_server() as server, connect(server) as ann:
+        await ann.upgrade("/ws?user=ann")
+        await ann.message()
+        await ann.say(op="join", room="r")
+        await ann.message()
+        async with connect(server) as bob:
+            await bob.upgrade("/ws?user=bob")
+            await bob.say(op="join", room="r")
+            assert (await ann.message())["joined"][0]["user"] == "bob"
+            await bob.reset()
+        assert (await ann.message())["left"][0]["user"] == "bob"
+        assert len(server.supervisor.room("r").members) == 1
+
+
+BAD = [
+    *("not json", "[]", '"text"', "null", "1", "{}", '{"op":1}', '{"op":"fly"}', '{"op":["join"]}', '{"op":"join"}'),
+    *('{"op":"join","room":""}', '{"op":"join","room":1}', '{"op":"join","room":"' + "x" * 257 + '"}'),
+    *('{"op":"publish","room":"r"}', '{"op":"publish","room":"r","data":1}', '{"op":"leave","room":"r"}'),
+    *('{"op":"send","user":"bob"}', '{"op":"ping","ref":{}}', '{"op":"ping","ref":1e400}', '{"op":"ping","ref":NaN}'),
+    *("[" * 100_000, '{"a":' * 100_000, "9" * 10_000, '{"op":"send","user":"u","data":1e400}', '{"op":"ping"', ""),
+    '{"op":"send","user":"u","data":' + "[" * 900 + "]" * 900 + "}",
+]
+
+
+@pytest.mark.parametrize("text", BAD, ids=lambda text: text[:24])
+async def test_malformed_frames_get_an_error_and_nothing_else(text: str) -> None:
+    async with open_server() as server, connect(server) as raw:
+        await raw.upgrade()
+        await raw.message()
+        await raw.send(frame(1, text.encode()))
+        answer = await raw.message()
+        if answer["type"] == "error":
+            assert answer["code"] == "bad_request"
+        await raw.say(op="ping")
+        assert (await raw.message())["pong"] is True
+
+
+async def test_binary_frames_and_surrogates() -> None:
+    async with open_server() as server, connect(server) as raw:
+        await raw.upgrade()
+        await raw.message()
+        await raw.send(frame(2, b"{}"))
+        assert (await raw.message())["detail"] == "frames are JSON text, not binary"
+        await raw.send(frame(1, rb'{"op":"join","room":"\ud800","ref":"\ud800"}'))
+        assert (await raw.message())["room"] == "\ud800"
+
+
+async def test_repeated_abuse_ends_the_connection() -> None:
+    async with open_server() as server, connect(server) as raw:
+        await raw.upgrade()
+        await raw.send(frame(1, b"x") * MAX_MISTAKES)
+        assert await raw.closed_with() == (4501, "too many malformed frames")
+
+
+async def test_rooms_are_bounded() -> None:
+    async with open_server() as server, connect(server) as raw:
+        await raw.upgrade()
+        await raw.message()
+        for number in range(MAX_ROOMS):
+            await raw.say(op="join", room=str(number))
+            assert (await raw.message())["type"] == "reply"
+        await raw.say(op="join", room="one too many")
+        assert (await raw.message())["type"] == "error"
+
+
+@pytest.mark.req("R03", "R26")
+@pytest.mark.parametrize("limit", [5, 20])
+async def test_eight_tabs_of_one_user(limit: int) -> None:
+    async with open_server(limits=Limits(per_user=limit)) as server, trio.open_nursery() as nursery:
+        closed: list[tuple[int, str]] = []
+
+        async def tab(*, task_status=trio.TASK_STATUS_IGNORED) -> None:
+            async with connect(server) as raw:
+                await raw.upgrade()
+                task_status.started()
+                closed.append(await raw.closed_with())
+
+        for _ in range(8):
+            await nursery.start(tab)
+        with trio.move_on_after(0.3):
+            while len(closed) < 8:
+                await trio.sleep(0.01)
+        sentence = f"user 'ann' exceeded maximum connections per user limit ({limit}/{limit})"
+        assert closed == [(4505, sentence)] * max(0, 8 - limit)
+        assert len(server.supervisor.connections(user="ann")) == min(8, limit)
+        nursery.cancel_scope.cancel()
