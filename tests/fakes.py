@@ -68,6 +68,8 @@ class FakeWire:
 
     async def close(self, code, text):
         self.farewell = code, text
+        if self._ended is None:  # not opened, so there is nobody to say goodbye to
+            return
         if self.kind in ("mute", "never-reads"):
             await trio.sleep_forever()
         if self.kind == "raises":

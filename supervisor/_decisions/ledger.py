@@ -270,7 +270,7 @@ class Ledger:
             return False
         self._refile(stay, Stage.CLOSING)
         stay.host.ring_by(self._due(stay))
-        return stay.begun and len(self.total.files[Stage.CLOSING]) <= self.limits.closing
+        return len(self.total.files[Stage.CLOSING]) <= self.limits.closing
 
     @step
     def forget(self, stay: Stay) -> None:

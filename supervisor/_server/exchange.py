@@ -12,7 +12,8 @@ import h11
 import trio
 
 from .._engines.link import Stream
-from .._words.errors import BadRequest, Refused
+from .._words.closing import CloseReason
+from .._words.errors import BadRequest, Refused, Superseded
 from .head import MAX_HEAD, MAX_HEADERS, Request, TooManyHeaders
 
 MAX_BODY = 65_536
@@ -21,6 +22,7 @@ _READ = 4096
 _ANSWER = 5.0
 #: How long an answered peer may take to hang up before we do.
 _LINGER = 0.4
+_JSON = {"Content-Type": "application/json"}
 _ALWAYS = {"Cache-Control": "no-store", "Connection": "close", "X-Content-Type-Options": "nosniff"}
 
 
@@ -98,39 +100,40 @@ class Exchange:
 
     async def refuse(self, refusal: Refused) -> None:
         """Say why, in JSON, and when to come back."""
-        body: dict[str, Any] = {
-            "error": refusal.reason.name.lower(),
-            "detail": str(refusal),
-            "close_code": refusal.reason.code,
-            "retry_after": refusal.retry_after,
-        }
         headers = {} if refusal.retry_after is None else {"Retry-After": str(max(1, round(refusal.retry_after)))}
         if refusal.status == http.HTTPStatus.UPGRADE_REQUIRED:
             headers |= {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
         if refusal.status == http.HTTPStatus.UNAUTHORIZED:
             headers |= {"WWW-Authenticate": "Bearer"}
-        await self.answer_json(refusal.status, body, headers)
+        await self.answer_json(refusal.status, _body(refusal), headers)
+
+    def spell_late_refusal(self, code: int, text: str) -> bytes:
+        """The answer to an upgrade that had been granted, and was taken back before the 101 was written."""
+        late = next((reason for reason in CloseReason if reason.code == code), CloseReason.GOING_AWAY)
+        refusal = Superseded(text, late)
+        if late in (CloseReason.GOING_AWAY, CloseReason.RESTART):
+            refusal.status = 503
+        return self._spell(refusal.status, _json(_body(refusal)), {**_JSON, "Retry-After": "1"})
 
     async def answer_json(self, status: int, body: Any, headers: Mapping[str, str] | None = None) -> None:
         """Answer with JSON."""
-        encoded = (json.dumps(body, allow_nan=False) + "\n").encode()
-        await self.answer(status, encoded, "application/json", headers)
+        await self.answer(status, _json(body), {**_JSON, **(headers or {})})
 
-    async def answer(
-        self, status: int, body: bytes, content_type: str, headers: Mapping[str, str] | None = None
-    ) -> None:
+    async def answer(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
         """Write the answer, and give the peer a moment to take it and hang up. Never raises what a peer can cause."""
-        all_headers = {**_ALWAYS, "Content-Type": content_type, "Content-Length": str(len(body)), **(headers or {})}
-        reason = http.HTTPStatus(status).phrase.encode()
         try:
-            head = self._http.send(h11.Response(status_code=status, headers=list(all_headers.items()), reason=reason))
-            data = self._http.send(h11.Data(data=body)) or b""
             with trio.move_on_after(_ANSWER):
-                await self.stream.send_all((head or b"") + data)
+                await self.stream.send_all(self._spell(status, body, headers))
                 with trio.move_on_after(_LINGER):
                     await self._hang_up()
         except (trio.BrokenResourceError, trio.ClosedResourceError, h11.LocalProtocolError):
             return
+
+    def _spell(self, status: int, body: bytes, headers: Mapping[str, str]) -> bytes:
+        all_headers = {**_ALWAYS, "Content-Length": str(len(body)), **headers}
+        reason = http.HTTPStatus(status).phrase.encode()
+        head = self._http.send(h11.Response(status_code=status, headers=list(all_headers.items()), reason=reason))
+        return (head or b"") + (self._http.send(h11.Data(data=body)) or b"")
 
     async def _hang_up(self) -> None:
         """Closing with unread bytes would reset the connection, and could take the answer with it."""
@@ -139,3 +142,16 @@ class Exchange:
             left = MAX_BODY
             while left > 0 and (data := await self.stream.receive_some(_READ)):
                 left -= len(data)
+
+
+def _body(refusal: Refused) -> dict[str, Any]:
+    return {
+        "error": refusal.reason.name.lower(),
+        "detail": str(refusal),
+        "close_code": refusal.reason.code,
+        "retry_after": refusal.retry_after,
+    }
+
+
+def _json(body: Any) -> bytes:
+    return (json.dumps(body, allow_nan=False) + "\n").encode()

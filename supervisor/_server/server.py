@@ -114,6 +114,7 @@ class Server:
             limits.max_message_size,
             limits.max_fragments,
             self.supervisor.timeouts.write_progress,
+            exchange.spell_late_refusal,
         )
 
     async def _answer(self, exchange: Exchange, request: Request) -> None:
@@ -131,7 +132,7 @@ class Server:
         elif request.path in _PAGE:
             name, content_type = _PAGE[request.path]
             content = importlib.resources.files(__package__).joinpath(name).read_bytes()
-            await exchange.answer(200, content, content_type, _PAGE_HEADERS)
+            await exchange.answer(200, content, {"Content-Type": content_type, **_PAGE_HEADERS})
         else:
             raise NotFound(f"nothing at {request.path!r}")
 

@@ -63,7 +63,10 @@ class Wire(Protocol):
         ...
 
     async def close(self, code: int, text: str) -> None:
-        """Say goodbye after everything written before, and wait for the answer. The caller bounds the time."""
+        """Say goodbye after everything written before, and wait for the answer. The caller bounds the time.
+
+        Before `open` has completed the upgrade, refuse it instead.
+        """
         ...
 
     def cut(self, code: int, text: str) -> None:

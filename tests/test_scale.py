@@ -1,0 +1,244 @@
+"""The promises under load: real sockets, the clients in a process of their own, the exact baseline afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+
+from supervisor import Connection, Limits, Options, Overflow, Policies, Server, Supervisor, events
+from tests.serving import connect, file_descriptors, open_server, settled, tasks, upgrade_head
+
+CROWD = Path(__file__).parent / "crowd.py"
+
+
+@pytest.fixture(autouse=True)
+def many_files():
+    """As many file descriptors as the system allows; 1,000 sockets are more than the usual soft limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@attrs.define
+class Crowd:
+    process: trio.Process
+    lines: bytes = b""
+
+    async def answer(self) -> dict[int, int]:
+        """The next line it says: how many of each status, or of each close code."""
+        while b"\n" not in self.lines:
+            data = await self.process.stdout.receive_some()
+            assert data, "the crowd has died"
+            self.lines += data
+        line, _, self.lines = self.lines.partition(b"\n")
+        return {int(key): count for key, count in json.loads(line).items()}
+
+    async def go_home(self) -> dict[int, int]:
+        """All of them vanish; how those had ended that ended before."""
+        await self.process.stdin.aclose()
+        codes = await self.answer()
+        await self.process.wait()
+        return codes
+
+
+@contextlib.asynccontextmanager
+async def crowd(server: Server, users: list[str], *, deaf: bool = False) -> AsyncIterator[Crowd]:
+    command = [sys.executable, str(CROWD), str(server.port)]
+    async with trio.open_nursery() as nursery:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        process = await nursery.start(partial(trio.run_process, command, **pipes))
+        await process.stdin.send_all(json.dumps({"users": users, "deaf": deaf}).encode() + b"\n")
+        async with process.stdout:
+            yield Crowd(process)
+        nursery.cancel_scope.cancel()
+
+
+@contextlib.asynccontextmanager
+async def at_the_baseline(handler, **settings) -> AsyncIterator[Server]:
+    """A server that is as it was within half a second of the block's end: tasks, sockets, tokens, indexes."""
+    with trio.fail_after(60):
+        async with open_server(handler, **settings) as server:
+            gc.collect()  # what earlier tests have left to the collector is not our baseline
+            before = tasks(), file_descriptors()
+            yield server
+            with trio.move_on_after(0.5):
+                await settled(server.supervisor)
+                while (tasks(), file_descriptors()) != before:
+                    await trio.sleep(0.005)
+            assert (tasks(), file_descriptors()) == before
+            assert server.supervisor.audit() == ()
+            assert server.supervisor.statistics().seats == 0
+
+
+@attrs.define
+class Watch:
+    """Looks at every admission how many there are, by every count there is."""
+
+    inside: int = 0
+    most_inside: int = 0
+    most_claims: int = 0
+    most_seats: int = 0
+    admitted: int = 0
+
+    async def handler(self, conn: Connection) -> None:
+        self.inside += 1
+        self.sample(conn.supervisor, conn.user)
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.inside -= 1
+
+    def sample(self, supervisor: Supervisor, user: str) -> None:
+        limiter = supervisor.connections(user=user)[0].host.roster.seats.limiter
+        self.most_inside = max(self.most_inside, self.inside)
+        self.most_claims = max(self.most_claims, len(supervisor.connections(user=user)))
+        self.most_seats = max(self.most_seats, int(limiter.borrowed_tokens), supervisor.statistics().seats)
+        self.admitted += 1
+
+
+@pytest.mark.req("R01", "R21")
+@pytest.mark.parametrize("limit", [5, 20])
+@pytest.mark.parametrize("overflow", [Overflow.EVICT_OLDEST, Overflow.REJECT])
+async def test_a_thousand_connects_of_one_user_at_once(limit: int, overflow: Overflow) -> None:
+    watch = Watch()
+    settings = {"limits": Limits(per_user=limit), "policies": Policies(overflow_user=overflow)}
+    async with at_the_baseline(watch.handler, **settings) as server:
+        async with crowd(server, ["ann"] * 1000) as clients:
+            statuses = await clients.answer()
+            assert sum(statuses.values()) == 1000
+            assert set(statuses) <= {101, 429}
+            assert len(server.supervisor.connections(user="ann")) == limit
+            codes = await clients.go_home()
+        assert (watch.most_inside, watch.most_claims, watch.most_seats) == (limit, limit, limit)
+        if overflow is Overflow.REJECT:
+            assert (statuses[101], watch.admitted) == (limit, limit)
+        else:
+            assert codes.get(4505, 0) == statuses[101] - limit
+
+
+@pytest.mark.req("R02", "R05", "R21")
+@pytest.mark.parametrize("overflow", [Overflow.REJECT, Overflow.EVICT_OLDEST])
+async def test_two_hundred_users_with_five_each_and_one_more(overflow: Overflow) -> None:
+    watch = Watch()
+    options = Options(allow_anonymous=True)
+    async with at_the_baseline(watch.handler, options=options, policies=Policies(overflow_total=overflow)) as server:
+        users = [f"user-{number % 200}" for number in range(1000)]
+        async with crowd(server, users) as clients:
+            assert await clients.answer() == {101: 1000}
+            assert server.supervisor.statistics().connections == 1000
+            assert all(len(server.supervisor.connections(user=f"user-{number}")) == 5 for number in range(200))
+            async with connect(server) as late:
+                await late.send(upgrade_head("/ws?user=late"))
+                status, _, body = await late.response()
+                if overflow is Overflow.REJECT:
+                    assert status == 503
+                    assert b"user 'late' exceeded maximum connections total limit (1000/1000)" in body
+                else:
+                    assert status == 101
+                assert server.supervisor.statistics().connections == 1000
+            codes = await clients.go_home()
+        assert codes.get(4505, 0) == (overflow is Overflow.EVICT_OLDEST)
+        assert watch.most_seats == watch.most_inside == 1000
+
+
+@pytest.mark.req("R11", "R21")
+async def test_a_thousand_full_windows_closed_at_once(record_property) -> None:
+    """Each peer has stopped reading; all are closed in the same instant, and gone within the bound."""
+
+    async def flood(conn: Connection) -> None:
+        while True:
+            await conn.send(bytes(60_000))
+
+    async with at_the_baseline(flood) as server:
+        async with crowd(server, [f"user-{number % 200}" for number in range(1000)], deaf=True) as clients:
+            assert await clients.answer() == {101: 1000}
+            while not all(stalled(conn) for conn in server.supervisor.connections()):
+                await trio.sleep(0.05)
+            async with trio.open_nursery() as nursery:
+                delay = Delay()
+                nursery.start_soon(delay.measure)
+                await trio.sleep(0.05)
+                records = await server.supervisor.disconnect_all()
+                nursery.cancel_scope.cancel()
+            assert len(records) == 1000
+            longest = max(record.cleanup for record in records)
+            record_property("longest cleanup", longest)
+            record_property("scheduling delay", delay.longest)
+            assert longest <= 0.5 + delay.longest, (longest, delay.longest)
+            assert server.supervisor.statistics().set_aside == 0
+            await clients.go_home()
+
+
+def stalled(conn: Connection) -> bool:
+    since = conn.wire.stalled_since
+    return since is not None and trio.current_time() - since > 0.2
+
+
+@attrs.define
+class Delay:
+    """How long a task that could run has had to wait for its turn, at worst."""
+
+    longest: float = 0.0
+
+    async def measure(self) -> None:
+        while True:
+            before = trio.current_time()
+            await trio.lowlevel.checkpoint()
+            self.longest = max(self.longest, trio.current_time() - before)
+
+
+@pytest.mark.req("R12", "R43")
+async def test_twenty_zombies_and_the_twenty_first(record_property) -> None:
+    """Handlers that shield themselves hold their seats no longer than it takes to need them."""
+
+    async def zombie(conn: Connection) -> None:
+        with trio.CancelScope(shield=True):
+            await release.wait()
+
+    release = trio.Event()
+    async with at_the_baseline(zombie, limits=Limits(per_user=20)) as server:
+        heard: list[events.Event] = []
+        server.supervisor.subscribe(heard.append)
+        async with crowd(server, ["ann"] * 20) as clients:
+            assert await clients.answer() == {101: 20}
+            async with connect(server) as newcomer:
+                before = trio.current_time()
+                await newcomer.upgrade("/ws?user=ann")
+                record_property("admission", trio.current_time() - before)
+                assert trio.current_time() - before <= 0.2  # 100 ms, and two round trips on a busy machine
+                assert len(server.supervisor.connections(user="ann")) == 20
+                records = await server.supervisor.disconnect_user("ann")
+                assert max(record.cleanup for record in records) <= 0.6
+                while server.supervisor.statistics().seats:
+                    await trio.sleep(0.005)
+            assert {event.stuck_at.rsplit(":")[0] for event in heard if isinstance(event, events.Closed)} == {__file__}
+            release.set()
+            await clients.go_home()
+
+
+@pytest.mark.req("R22")
+async def test_a_hundred_cycles(record_property) -> None:
+    async def greet(conn: Connection) -> None:
+        await conn.send("hello")
+        await conn.receive()
+
+    async with at_the_baseline(greet) as server:
+        started = trio.current_time()
+        for _ in range(100):
+            async with connect(server) as raw:
+                await raw.upgrade()
+                assert (await raw.frame())[1] == b"hello"
+        record_property("seconds for 100 cycles", trio.current_time() - started)
+        assert trio.current_time() - started <= 30
