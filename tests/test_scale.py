@@ -158,12 +158,15 @@ async def test_a_thousand_full_windows_closed_at_once(record_property) -> None:
     """Each peer has stopped reading; all are closed in the same instant, and gone within the bound."""
 
     async def flood(conn: Connection) -> None:
+        await everybody_is_here.wait()  # sooner, and the first to stall would be shed for the last to come
         while True:
             await conn.send(bytes(60_000))
 
+    everybody_is_here = trio.Event()
     async with at_the_baseline(flood) as server:
         async with crowd(server, [f"user-{number % 200}" for number in range(1000)], deaf=True) as clients:
             assert await clients.answer() == {101: 1000}
+            everybody_is_here.set()
             while not all(stalled(conn) for conn in server.supervisor.connections()):
                 await trio.sleep(0.05)
             async with trio.open_nursery() as nursery:
