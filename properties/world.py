@@ -75,6 +75,7 @@ class World(trio.abc.Instrument):
     problems: list[object] = attrs.field(factory=list)
     admitted: set[str] = attrs.field(factory=set)
     closed: set[str] = attrs.field(factory=set)
+    spoke_at: dict[str, float] = attrs.field(factory=dict)
     steps: int = 0
 
     def __attrs_post_init__(self) -> None:
@@ -123,6 +124,9 @@ class World(trio.abc.Instrument):
                 if event.connection in self.closed or event.connection not in self.admitted:
                     self.problems.append(("closed twice, or never admitted", event))
                 self.closed.add(event.connection)
+                idle_since = self.spoke_at.get(event.connection, -math.inf)
+                if event.reason is CloseReason.IDLE and event.end.at - idle_since < 1 - 1e-9:
+                    self.problems.append(("not idle", event))
                 if event.cleanup > self.timeouts.close + 0.1 + 1e-9:
                     self.problems.append(("cleanup took too long", event))
             case events.Failed(what="wire" | "subscriber" | "audit"):
@@ -161,6 +165,7 @@ class World(trio.abc.Instrument):
         for number in range(30):
             await trio.sleep(0.5)
             await conn.send(str(number))
+            self.spoke_at[conn.id] = trio.current_time()
 
     async def do_slow_exit(self, conn: Connection, wire: FakeWire) -> None:
         try:
@@ -257,7 +262,7 @@ class World(trio.abc.Instrument):
         elif what < 0.15:
             await supervisor.shed()
         elif what < 0.2:
-            await supervisor.expire_idle(self.rng.choice([0, 1]))
+            await supervisor.expire_idle(self.rng.choice([1, 2]))
         elif what < 0.22:
             await supervisor.drain(rate=self.rng.choice([2, math.inf]), deadline=1)
 
@@ -297,10 +302,10 @@ class World(trio.abc.Instrument):
         self.problems += supervisor.audit()
 
 
-def run(seed: int) -> World:
+def run(seed: int, *instruments: trio.abc.Instrument) -> World:
     """Play the world of `seed`, with Trio's schedule drawn from it too; the same seed is the same run."""
     trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True
     trio_run._r.seed(seed)
     world = World(random.Random(seed))
-    trio.run(world.play, clock=MockClock(autojump_threshold=0), instruments=[world])
+    trio.run(world.play, clock=MockClock(autojump_threshold=0), instruments=[world, *instruments])
     return world

@@ -34,6 +34,7 @@ FORGERIES = {
     "false suspect": lambda ledger, conn: ledger.total.suspects.update({"nobody": None}),
     "false heir": lambda ledger, conn: conn.host.roster.seats.heirs.update({conn: None}),
     "another name": lambda ledger, conn: setattr(conn.host, "name", "bob"),
+    "endless deadline": lambda ledger, conn: setattr(conn.scope, "deadline", math.inf),
     "no deadline": lambda ledger, conn: setattr(conn, "scope", None),
     "no task": lambda ledger, conn: setattr(conn, "task", None),
     "overslept": lambda ledger, conn: setattr(conn.host.alarm, "deadline", math.inf),

@@ -154,6 +154,7 @@ class Ledger:
             if self.total.full:
                 return
             if not stay.host.roster.full:
+                stay.last_active = trio.current_time()
                 self._refile(stay, Stage.CLAIM)
                 self._take_seats(stay)
                 if stay.scope is not None:

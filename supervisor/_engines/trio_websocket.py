@@ -112,8 +112,9 @@ class TrioWebSocket:
         try:
             return await self._ws.get_message()
         except trio_websocket.ConnectionClosed:
-            await self._reader_over.wait()  # by then it is known why
-            raise WireClosed from None
+            pass
+        await self._reader_over.wait()  # by then it is known why
+        raise WireClosed
 
     async def send(self, frame: Frame) -> None:
         """See `Wire.send`."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 
 import attrs
 import trio
 
 from .._decisions.dues import expiry, next_due
-from .._decisions.ledger import Ledger
+from .._decisions.ledger import SLACK, Ledger
 from .._decisions.roster import FILES, Roster
 from .._decisions.stay import Stage, Stay, User
 from .._words.events import Audited, Failed
@@ -30,7 +31,16 @@ def _inconsistencies(ledger: Ledger) -> Iterator[str]:
     for user in users:
         yield from _of_limit(f"user {user.name!r}", user.roster)
         yield from _of_user(ledger, user)
+    yield from _of_waiting(ledger)
     yield from _of_indexes(ledger)
+
+
+def _of_waiting(ledger: Ledger) -> Iterator[str]:
+    """Nobody waits for a claim that is free."""
+    if not ledger.total.full:
+        for stay in ledger.total.files[Stage.QUEUED]:
+            if not stay.host.roster.full:
+                yield f"{stay.id}: waits although there is room"
 
 
 def _of_limit(name: str, roster: Roster) -> Iterator[str]:
@@ -45,6 +55,8 @@ def _of_limit(name: str, roster: Roster) -> Iterator[str]:
         yield f"{name}: the limiter's borrowers are not the connections that hold its seat"
     if roster.by_activity.keys() != roster.claims.keys():
         yield f"{name}: the claims by activity are not the claims"
+    if any(earlier.last_active > later.last_active for earlier, later in pairwise(roster.by_activity)):
+        yield f"{name}: the claims by activity are out of order"
     if not roster.suspects.keys() <= roster.claims.keys():
         yield f"{name}: suspects that hold no claim"
     for heir in roster.seats.heirs:
@@ -62,7 +74,7 @@ def _of_user(ledger: Ledger, user: User) -> Iterator[str]:
         yield f"user {user.name!r}: the alarm is set later than the earliest due"
     children = user.nursery.child_tasks if user.nursery is not None else frozenset()
     for stay in stays:
-        yield from _of_stay(user, stay, children)
+        yield from _of_stay(ledger, user, stay, children)
     if not {stay.task for stay in stays if stay.task is not None} <= children:
         yield f"user {user.name!r}: a connection's task is not a child of the user's nursery"
     lasting = children - {trio.lowlevel.current_task()}  # a subscriber may ask during a task's own last step
@@ -77,14 +89,18 @@ def _judged_at(ledger: Ledger, stay: Stay) -> float:
     return next_due(stay, ledger.limits, ledger.timeouts)[0]
 
 
-def _of_stay(user: User, stay: Stay, children: frozenset[trio.lowlevel.Task]) -> Iterator[str]:
+def _of_stay(ledger: Ledger, user: User, stay: Stay, children: frozenset[trio.lowlevel.Task]) -> Iterator[str]:
     may_serve = stay.stage in (Stage.QUEUED, Stage.CLAIM)
     if may_serve is not (stay.end is None) or stay.host is not user or stay.identity.user != user.name:
         yield f"{stay.id}: filed under {user.name!r} as {stay.stage}, which it is not"
     if stay.begun and may_serve and (stay.task not in children or len(stay.seats) != 2):
         yield f"{stay.id}: serves without a task or without its seats"
-    if stay.begun and may_serve and stay.scope is None:
-        yield f"{stay.id}: serves without a deadline"
+    if (
+        stay.begun
+        and may_serve
+        and (stay.scope is None or stay.scope.deadline > expiry(stay, ledger.limits)[0] + SLACK)
+    ):
+        yield f"{stay.id}: serves without its deadline"
 
 
 def _of_indexes(ledger: Ledger) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""``/api``: asking and telling the supervisor over HTTP. An operation is a function from a request to an answer."""
+"""``/api``: asking and telling the supervisor over HTTP. One function for each question and each order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from .head import Request, origin_allowed
 from .options import Options
 
 Answer = tuple[int, dict[str, Any]]
-Operation = Callable[[Supervisor, Request, dict[str, Any]], Awaitable[Answer]]
+Question = Callable[[Supervisor, Request], Answer]
+Order = Callable[[Supervisor, dict[str, Any]], Awaitable[Answer]]
 MAX_LISTED = 1000
 
 
@@ -33,14 +34,14 @@ class MethodNotAllowed(BadRequest):
 async def answer_api(supervisor: Supervisor, options: Options, exchange: Exchange, request: Request) -> Answer:
     """Authorize and perform one request below ``/api``; raises `Refused` or `NotFound`."""
     authorize(request, options)
-    gets, posts = GET.get(request.path), POST.get(request.path)
-    if gets is None and posts is None:
+    question, order = GET.get(request.path), POST.get(request.path)
+    if question is None and order is None:
         raise NotFound(f"no such resource: {request.path!r}")
-    operation = {"GET": gets, "HEAD": gets, "POST": posts}.get(request.method)
-    if operation is None:
-        raise MethodNotAllowed(f"{request.path} is for {'GET' if posts is None else 'POST'}")
-    body = _object(await exchange.read_body()) if operation is posts else {}
-    return await operation(supervisor, request, body)
+    if question is not None and request.method in ("GET", "HEAD"):
+        return question(supervisor, request)
+    if order is not None and request.method == "POST":
+        return await order(supervisor, _object(await exchange.read_body()))
+    raise MethodNotAllowed(f"{request.path} is for {'GET' if order is None else 'POST'}")
 
 
 def authorize(request: Request, options: Options) -> None:
@@ -68,7 +69,7 @@ def _object(body: bytes) -> dict[str, Any]:
 # -- asking ----------------------------------------------------------------------------------------------------
 
 
-async def statistics(supervisor: Supervisor, request: Request, body: dict[str, Any]) -> Answer:
+def statistics(supervisor: Supervisor, request: Request) -> Answer:
     """How things stand."""
     return 200, attrs.asdict(supervisor.statistics(), value_serializer=lambda _, __, value: _plain(value))
 
@@ -77,13 +78,13 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float | str | bool) else dict(value)
 
 
-async def audit(supervisor: Supervisor, request: Request, body: dict[str, Any]) -> Answer:
+def audit(supervisor: Supervisor, request: Request) -> Answer:
     """Every inconsistency there is, recomputed now; and how the periodic audit does."""
     health = supervisor.audit_health
     return 200, {"orphans": list(supervisor.audit()), "runs": health.runs, "failures": health.failures}
 
 
-async def connections(supervisor: Supervisor, request: Request, body: dict[str, Any]) -> Answer:
+def connections(supervisor: Supervisor, request: Request) -> Answer:
     """Some of the connections: of a user, of a session, in a room, or the first so many."""
     user, session, room = request.query("user"), request.query("session"), request.query("room")
     limit = request.query("limit")
@@ -115,7 +116,7 @@ def _card(conn: Connection) -> dict[str, Any]:
 # -- telling ---------------------------------------------------------------------------------------------------
 
 
-async def disconnect(supervisor: Supervisor, request: Request, body: dict[str, Any]) -> Answer:
+async def disconnect(supervisor: Supervisor, body: dict[str, Any]) -> Answer:
     """End one connection, one user (or one of their sessions), or everything: exactly one of the three."""
     if len(body.keys() & {"connection", "user", "all"}) != 1:
         raise BadRequest('give exactly one of "connection", "user" and "all"')
@@ -129,17 +130,17 @@ async def disconnect(supervisor: Supervisor, request: Request, body: dict[str, A
     return _closed(await supervisor.disconnect_all(CloseReason.KICKED))
 
 
-async def expire(supervisor: Supervisor, request: Request, body: dict[str, Any]) -> Answer:
+async def expire(supervisor: Supervisor, body: dict[str, Any]) -> Answer:
     """End everything that has been idle for so many seconds."""
     return _closed(await supervisor.expire_idle(_number(body, "older_than")))
 
 
-async def shed(supervisor: Supervisor, request: Request, body: dict[str, Any]) -> Answer:
+async def shed(supervisor: Supervisor, body: dict[str, Any]) -> Answer:
     """Emergency cleanup."""
     return _closed(await supervisor.shed())
 
 
-async def drain(supervisor: Supervisor, request: Request, body: dict[str, Any]) -> Answer:
+async def drain(supervisor: Supervisor, body: dict[str, Any]) -> Answer:
     """Admit nobody any more and end everything, at a rate, within a deadline. The server itself goes on."""
     rate = _number(body, "rate") if "rate" in body else float("inf")
     deadline = _number(body, "deadline") if "deadline" in body else None
@@ -179,12 +180,12 @@ def _number(body: dict[str, Any], field: str) -> float:
     return float(value)
 
 
-GET: dict[str, Operation] = {
+GET: dict[str, Question] = {
     "/api/statistics": statistics,
     "/api/audit": audit,
     "/api/connections": connections,
 }
-POST: dict[str, Operation] = {
+POST: dict[str, Order] = {
     "/api/disconnect": disconnect,
     "/api/expire": expire,
     "/api/shed": shed,
