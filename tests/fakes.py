@@ -70,8 +70,8 @@ class FakeWire:
         self.farewell = code, text
         if self._ended is None:  # not opened, so there is nobody to say goodbye to
             return
-        if self.kind in ("mute", "never-reads"):
-            await trio.sleep_forever()
+        while self.kind in ("mute", "never-reads") and self.cut_at is None:
+            await self._changed.wait()
         if self.kind == "raises":
             raise OSError("close raises")
         if self.kind == "shields":

@@ -211,7 +211,7 @@ async def test_twenty_zombies_and_the_twenty_first(record_property) -> None:
     """Handlers that shield themselves hold their seats no longer than it takes to need them."""
 
     async def zombie(conn: Connection) -> None:
-        with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True, relative_deadline=10):
             await release.wait()
 
     release = trio.Event()
@@ -230,7 +230,9 @@ async def test_twenty_zombies_and_the_twenty_first(record_property) -> None:
                 assert max(record.cleanup for record in records) <= 0.6
                 while server.supervisor.statistics().seats:
                     await trio.sleep(0.005)
-            assert {event.stuck_at.rsplit(":")[0] for event in heard if isinstance(event, events.Closed)} == {__file__}
+            places = [event.stuck_at for event in heard if isinstance(event, events.Closed) and event.stuck_at]
+            assert len(places) >= 20  # the newcomer was sent away before its handler began, or after
+            assert {place.rpartition(":")[0] for place in places} == {__file__}
             release.set()
             await clients.go_home()
 

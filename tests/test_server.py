@@ -273,8 +273,8 @@ def test_a_second_signal_cuts(tmp_path: Path) -> None:
         with connect_raw(server.port):
             server.wait_for("admitted")
             status, took, _ = server.end(signal.SIGINT, signal.SIGTERM)
-        assert took < 32
-        assert status in (0, 1)
+        assert status == 0
+        assert took < 5
 
 
 def connect_raw(port: int):

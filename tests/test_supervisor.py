@@ -114,6 +114,18 @@ async def test_drain_ends_all_at_a_rate_and_admits_nobody(autojump_clock) -> Non
         assert await house.supervisor.drain() == ()
 
 
+async def test_cut_does_not_wait_for_goodbyes(autojump_clock) -> None:
+    async with open_house() as house:
+        for kind in ("mute", "polite", "never-reads"):
+            await house.enter(wire=FakeWire(kind))
+        house.supervisor.connections()[0].close()
+        before = trio.current_time()
+        assert len(await house.supervisor.cut()) == 3
+        assert trio.current_time() == before
+        with pytest.raises(Draining):
+            await house.enter()
+
+
 async def test_drain_keeps_its_deadline(autojump_clock) -> None:
     async with open_house(limits=Limits(per_user=100)) as house:
         for _ in range(100):

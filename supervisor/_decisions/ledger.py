@@ -39,6 +39,9 @@ GRACE = 0.25
 #: shorter than this expires nobody wrongly.
 SLACK = 5.0
 
+#: The stages of those who still have something to give back.
+ENDING = (Stage.CLAIM, Stage.LEAVING, Stage.CLOSING)
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -181,15 +184,15 @@ class Ledger:
         assert len(stay.seats) == 2, "more claims than the limit"
 
     @step
-    def begin(self, stay: Stay, task: trio.lowlevel.Task, scope: trio.CancelScope, nursery: trio.Nursery) -> bool:
-        """The connection's own task has started. False if it has been told to leave before: no handler then."""
-        if stay.end is not None:
-            return False
+    def begin(self, stay: Stay, task: trio.lowlevel.Task, scope: trio.CancelScope, nursery: trio.Nursery) -> None:
+        """The connection's own task has started. It may have been told to leave already."""
         stay.begun, stay.task, stay.scope, stay.nursery = True, task, scope, nursery
-        self._rearm(stay)
-        stay.host.ring_by(self._due(stay))
+        if stay.end is None:
+            self._rearm(stay)
+            stay.host.ring_by(self._due(stay))
+        else:
+            scope.cancel(stay.end.text)
         self.bulletin.post(events.Admitted(at=trio.current_time(), connection=stay.id, identity=stay.identity))
-        return True
 
     # -- staying -----------------------------------------------------------------------------------------------
 
@@ -421,6 +424,16 @@ class Ledger:
         return victims
 
     @step
+    def cut(self) -> tuple[Stay, ...]:
+        """End everything now, without a goodbye; returns what there was to end."""
+        ending = tuple(stay for stage in ENDING for stay in self.total.files[stage])
+        for stay in ending:
+            self._leave(stay, CloseReason.RESTART)
+            assert stay.end is not None
+            self._of_wire(stay, stay.wire.cut, stay.end.code, stay.end.text)
+        return ending
+
+    @step
     def shut(self) -> None:
         """Admit nobody from now on, refuse those who wait for a claim; no user lingers."""
         self.open = False
@@ -449,5 +462,4 @@ class Ledger:
 
     @staticmethod
     def _timed(user: User) -> tuple[Stay, ...]:
-        files = user.roster.files
-        return *files[Stage.CLAIM], *files[Stage.LEAVING], *files[Stage.CLOSING]
+        return tuple(stay for stage in ENDING for stay in user.roster.files[stage])

@@ -36,8 +36,6 @@ class TrioWebSocket:
     max_message_size: int
     max_fragments: int
     write_progress: float
-    #: Spells the refusal of an upgrade, from a close code and a text; asked only before the 101 is written.
-    refusal: Callable[[int, str], bytes] | None
     _link: Link = attrs.field(init=False)
     _inlet: Inlet = attrs.field(init=False)
     _ended: Ended | None = None
@@ -84,7 +82,6 @@ class TrioWebSocket:
             self._ws = await request.accept(subprotocol=self.subprotocol)
         except trio_websocket.ConnectionClosed:
             raise WireClosed from None
-        self.refusal = None
         self._inlet.begin()
 
     async def _read(self, reader: Callable[[], Awaitable[None]]) -> None:
@@ -137,12 +134,12 @@ class TrioWebSocket:
 
     async def close(self, code: int, text: str) -> None:
         """See `Wire.close`: our close frame, never the engine's, and then the peer's answer, whatever precedes it."""
+        if self._ws is None:
+            return
         self._inlet.closing = True
         self._goodbye_said = True
         try:
             await self._link.send(self._goodbye(code, text))
-            if self._ws is None:
-                return
             while not self._reader_over.is_set():  # what the engine still delivers is not wanted by anybody
                 await self._discard_messages()
             await self._inlet.wait_for_peer()
@@ -159,8 +156,6 @@ class TrioWebSocket:
 
     def _goodbye(self, code: int, text: str) -> bytes:
         """Our close frame; or the peer's own, given back, if there was nothing wrong with it."""
-        if self.refusal is not None:
-            return self.refusal(code, text)
         peers = self._inlet.scanner.close_payload
         answers = peers is not None and code == CloseReason.PEER_CLOSED.code
         return encode(CLOSE, peers[:2] if peers is not None and answers else close_payload(code, text))

@@ -77,11 +77,11 @@ async def _serve(ledger: Ledger, conn: Connection, wire: Wire, nursery: trio.Nur
     """Run the handler inside its deadline. Whatever it raises ends its own connection and nothing else."""
     try:
         with trio.CancelScope() as scope:
-            if ledger.begin(conn, trio.lowlevel.current_task(), scope, nursery):
-                await _open(ledger, conn, wire, nursery)
-                if conn.handler is not None:
-                    await conn.handler(conn)
-    except BaseException as exception:
+            ledger.begin(conn, trio.lowlevel.current_task(), scope, nursery)
+            await _open(ledger, conn, wire, nursery)
+            if conn.end is None and conn.handler is not None:
+                await conn.handler(conn)
+    except BaseException as exception:  # noqa: ASYNC103 - what must get out is decided in the next line
         if _ends_everything(exception):
             raise
         if not (conn.end is not None and _only_closed(exception)):
@@ -93,8 +93,12 @@ async def _serve(ledger: Ledger, conn: Connection, wire: Wire, nursery: trio.Nur
 
 
 async def _open(ledger: Ledger, conn: Connection, wire: Wire, nursery: trio.Nursery) -> None:
-    """Complete the upgrade; a peer that does not let us has left."""
-    with trio.move_on_after(ledger.timeouts.handshake):
+    """Complete the upgrade; a peer that does not let us has left.
+
+    Also when the connection is leaving already: only then can a close frame tell the peer why. It is the keeper's cut
+    that bounds this.
+    """
+    with trio.CancelScope(shield=True, relative_deadline=ledger.timeouts.handshake):
         try:
             await wire.open(nursery, conn.ended_by_wire)
             return

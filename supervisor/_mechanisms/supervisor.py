@@ -13,10 +13,10 @@ import trio
 from trio_websocket import WebSocketRequest
 
 from .._decisions.bulletin import Subscriber
-from .._decisions.ledger import Ledger
+from .._decisions.ledger import ENDING, Ledger
 from .._decisions.memberships import Group
 from .._decisions.roster import Roster
-from .._decisions.stay import Stage, Stay
+from .._decisions.stay import Stay
 from .._engines.borrowed import Borrowed, refuse
 from .._words.closing import CloseReason
 from .._words.errors import BadRequest, NotFound, Refused
@@ -219,8 +219,7 @@ class Supervisor:
             raise ValueError(f"deadline must be at least 0 s, is {deadline!r}")
         ledger = self._ledger
         ledger.shut()
-        files = ledger.total.files
-        everybody = [*files[Stage.CLAIM], *files[Stage.LEAVING], *files[Stage.CLOSING]]
+        everybody = [stay for stage in ENDING for stay in ledger.total.files[stage]]
         ledger.post(DrainStarted(at=trio.current_time(), connections=len(everybody)))
         with trio.move_on_after(seconds):
             await self._leave_in_waves(everybody, rate)
@@ -230,6 +229,11 @@ class Supervisor:
         stuck = sum(record.stuck_at is not None for record in closed)
         ledger.post(DrainFinished(at=trio.current_time(), closed=len(closed), stuck=stuck))
         return closed
+
+    async def cut(self) -> tuple[Closed, ...]:
+        """Admit nobody any more, and end all connections now, without waiting for their goodbyes."""
+        self._ledger.shut()
+        return await _gone(self._ledger.cut())
 
     async def _leave_in_waves(self, everybody: list[Stay], rate: float) -> None:
         size = max(1, math.ceil(rate / _WAVES_PER_SECOND)) if rate < math.inf else len(everybody)
@@ -296,9 +300,9 @@ async def _open_quiet_nursery() -> AsyncGenerator[trio.Nursery, None]:
         async with trio.open_nursery() as nursery:
             try:
                 yield nursery
-            except BaseException as exception:  # noqa: BLE001 - raised again below
+            except BaseException as exception:  # noqa: ASYNC103, BLE001 - raised again below
                 failure = exception
-    except trio.Cancelled:
+    except trio.Cancelled:  # noqa: ASYNC103 - swallowed only when something else is raised instead
         if failure is None:  # else it is what the body has raised that must be known
             raise
     if failure is not None:

@@ -12,8 +12,7 @@ import h11
 import trio
 
 from .._engines.link import Stream
-from .._words.closing import CloseReason
-from .._words.errors import BadRequest, Refused, Superseded
+from .._words.errors import BadRequest, Refused
 from .head import MAX_HEAD, MAX_HEADERS, Request, TooManyHeaders
 
 MAX_BODY = 65_536
@@ -22,7 +21,6 @@ _READ = 4096
 _ANSWER = 5.0
 #: How long an answered peer may take to hang up before we do.
 _LINGER = 0.4
-_JSON = {"Content-Type": "application/json"}
 _ALWAYS = {"Cache-Control": "no-store", "Connection": "close", "X-Content-Type-Options": "nosniff"}
 
 
@@ -105,19 +103,18 @@ class Exchange:
             headers |= {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
         if refusal.status == http.HTTPStatus.UNAUTHORIZED:
             headers |= {"WWW-Authenticate": "Bearer"}
-        await self.answer_json(refusal.status, _body(refusal), headers)
-
-    def spell_late_refusal(self, code: int, text: str) -> bytes:
-        """The answer to an upgrade that had been granted, and was taken back before the 101 was written."""
-        late = next((reason for reason in CloseReason if reason.code == code), CloseReason.GOING_AWAY)
-        refusal = Superseded(text, late)
-        if late in (CloseReason.GOING_AWAY, CloseReason.RESTART):
-            refusal.status = 503
-        return self._spell(refusal.status, _json(_body(refusal)), {**_JSON, "Retry-After": "1"})
+        body = {
+            "error": refusal.reason.name.lower(),
+            "detail": str(refusal),
+            "close_code": refusal.reason.code,
+            "retry_after": refusal.retry_after,
+        }
+        await self.answer_json(refusal.status, body, headers)
 
     async def answer_json(self, status: int, body: Any, headers: Mapping[str, str] | None = None) -> None:
         """Answer with JSON."""
-        await self.answer(status, _json(body), {**_JSON, **(headers or {})})
+        encoded = (json.dumps(body, allow_nan=False) + "\n").encode()
+        await self.answer(status, encoded, {"Content-Type": "application/json", **(headers or {})})
 
     async def answer(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
         """Write the answer, and give the peer a moment to take it and hang up. Never raises what a peer can cause."""
@@ -142,16 +139,3 @@ class Exchange:
             left = MAX_BODY
             while left > 0 and (data := await self.stream.receive_some(_READ)):
                 left -= len(data)
-
-
-def _body(refusal: Refused) -> dict[str, Any]:
-    return {
-        "error": refusal.reason.name.lower(),
-        "detail": str(refusal),
-        "close_code": refusal.reason.code,
-        "retry_after": refusal.retry_after,
-    }
-
-
-def _json(body: Any) -> bytes:
-    return (json.dumps(body, allow_nan=False) + "\n").encode()

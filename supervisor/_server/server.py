@@ -114,7 +114,6 @@ class Server:
             limits.max_message_size,
             limits.max_fragments,
             self.supervisor.timeouts.write_progress,
-            exchange.spell_late_refusal,
         )
 
     async def _answer(self, exchange: Exchange, request: Request) -> None:

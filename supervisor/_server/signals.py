@@ -42,7 +42,7 @@ class Shutdown:
         with self._draining:
             await self.supervisor.drain()
         if self._draining.cancelled_caught:
-            await self.supervisor.drain(deadline=0)
+            await self.supervisor.cut()
 
 
 @contextlib.contextmanager

@@ -63,10 +63,7 @@ class Wire(Protocol):
         ...
 
     async def close(self, code: int, text: str) -> None:
-        """Say goodbye after everything written before, and wait for the answer. The caller bounds the time.
-
-        Before `open` has completed the upgrade, refuse it instead.
-        """
+        """Say goodbye after everything written before, and wait for the answer. The caller bounds the time."""
         ...
 
     def cut(self, code: int, text: str) -> None:
