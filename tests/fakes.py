@@ -30,6 +30,7 @@ class FakeWire:
 
     async def open(self, nursery, ended):
         self._ended = ended
+        await trio.lowlevel.checkpoint()
         if self.kind == "refuses":
             raise WireClosed
         self.silent_since = trio.current_time()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 
 import pytest
 import trio
 
-from supervisor import Limits, Options, Overflow, Policies, Server
+from supervisor import Identity, Limits, Options, Overflow, Policies, Request, Server, Timeouts, Unauthorized
 from tests.serving import connect, open_server, request, settled, upgrade_head
 
 
@@ -182,3 +183,57 @@ async def test_a_body_is_bounded() -> None:
     async with open_server() as server, connect(server) as raw:
         await raw.send(b"POST /api/shed HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100000\r\n\r\n" + bytes(70_000))
         assert (await raw.response())[0] == 413
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    async with open_server(timeouts=Timeouts(handshake=0.2)) as server, connect(server) as raw:
+        await raw.send(b"POST /api/shed HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{")
+        assert (await raw.response())[0] == 408
+
+
+async def test_head_is_answered_without_a_body() -> None:
+    async with open_server() as server, connect(server) as raw:
+        await raw.send(b"HEAD /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert (await raw.read_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        await raw.ended()
+        assert raw.buffer == b""
+
+
+async def test_a_host_that_is_none_is_not_local() -> None:
+    async with open_server() as server, connect(server) as raw:
+        await raw.send(b"GET /api/statistics HTTP/1.1\r\nHost: [\r\n\r\n")
+        assert (await raw.response())[0] == 403
+
+
+async def test_a_number_too_large_to_be_one_is_a_bad_request() -> None:
+    async with open_server() as server, connect(server) as raw:
+        body = b'{"older_than": ' + b"9" * 400 + b"}"
+        head = f"POST /api/expire HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
+        await raw.send(head.encode() + body)
+        assert (await raw.response())[0] == 400
+
+
+@pytest.mark.parametrize(("status", "retry_after"), [(499, 1.0), (429, math.inf), (403, -5.0)])
+async def test_a_hook_may_refuse_in_unusual_ways(status: int, retry_after: float) -> None:
+    def authenticate(request: Request) -> Identity:
+        refusal = Unauthorized("unusual")
+        refusal.status, refusal.retry_after = status, retry_after
+        raise refusal
+
+    async with open_server(options=Options(authenticate=authenticate)) as server:
+        async with connect(server) as raw:
+            await raw.send(upgrade_head())
+            assert (await raw.response())[0] == status
+        assert (await request(server, "GET", "/healthz"))[0] == 200
+
+
+@pytest.mark.req("R03")
+async def test_waiting_for_a_seat_may_take_longer_than_a_handshake() -> None:
+    policies = Policies(overflow_user=Overflow.WAIT)
+    timeouts = Timeouts(handshake=0.1, wait=0.4)
+    async with open_server(limits=Limits(per_user=1), policies=policies, timeouts=timeouts) as server:
+        async with guests(server, "ann"), connect(server) as raw:
+            await raw.send(upgrade_head())
+            status, _, body = await raw.response()
+            assert status == 429
+            assert b"per user limit (1/1)" in body

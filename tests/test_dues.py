@@ -200,3 +200,16 @@ async def test_closing_a_stalled_write_does_not_wait_for_it(autojump_clock) -> N
         await conn.wait_gone()
         assert trio.current_time() - before == pytest.approx(0.5)
         assert conn.closed.stuck_at is None
+
+
+@pytest.mark.req("R06", "R12")
+async def test_a_loop_that_is_always_late_expires_all_the_same(mock_clock) -> None:
+    """Being late earns one moment of grace for each due, not a life of it."""
+    async with open_house(limits=Limits(idle_ttl=10)) as house:
+        conn = await house.enter()
+        mock_clock.jump(10.2)
+        await settle()
+        assert conn.end is None
+        mock_clock.jump(0.5)  # late again
+        await settle()
+        assert reason(conn) is CloseReason.IDLE

@@ -6,6 +6,7 @@ Every test here runs against a server on which somebody else keeps talking, and 
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import resource
 import socket
@@ -16,7 +17,7 @@ import pytest
 import trio
 import trio.lowlevel
 
-from supervisor import Connection, ConnectionClosed, Identity, Limits, Options, Request, Server, Timeouts, echo
+from supervisor import Connection, ConnectionClosed, Identity, Limits, Options, Request, Server, Timeouts, echo, events
 from tests.serving import connect, file_descriptors, frame, open_server, settled, tasks, upgrade_head
 
 PATIENCE = 5
@@ -457,3 +458,75 @@ async def test_an_exception_in_the_engines_reader_ends_one_connection(monkeypatc
         await raw.send(frame(9))
         assert (await raw.closed_with())[0] == 1002
         assert server.supervisor.statistics().failures == {"reader": 1}
+
+
+async def test_nothing_is_written_before_the_101() -> None:
+    """Others may speak to a connection from the moment it is admitted; what they say waits for the upgrade."""
+    async with open_server() as server, connect(server) as raw:
+
+        def greet(event: events.Event) -> None:
+            if isinstance(event, events.Admitted):
+                assert server.supervisor.user("ann").publish("early") == 1
+
+        server.supervisor.subscribe(greet)
+        await raw.upgrade()
+        assert await raw.frame() == (1, b"early")
+        assert (await raw.message())["type"] == "welcome"
+
+
+async def test_a_close_frame_of_many_megabytes_is_refused_and_not_kept() -> None:
+    async with besieged() as server, connect(server) as raw:
+        await raw.upgrade()
+        before = resident()
+        await raw.send(b"\x88\xff" + (100_000_000).to_bytes(8, "big") + bytes(4))
+        with contextlib.suppress(trio.BrokenResourceError), trio.move_on_after(1):
+            for _ in range(100):
+                await raw.send(bytes(1_000_000))
+        assert resident() - before < 4_000_000
+
+
+async def test_a_message_in_tiny_pieces_is_bounded() -> None:
+    async with besieged(limits=Limits(max_fragments=100)) as server, connect(server) as raw:
+        await raw.upgrade()
+        raw.stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(trio.BrokenResourceError):
+            for byte in frame(2, bytes(2000)):
+                await raw.send(bytes((byte,)))
+                await trio.lowlevel.checkpoint()
+        opcode, close = await raw.frame()
+        assert (opcode, close[:2]) == (8, (1008).to_bytes(2, "big"))
+
+
+@pytest.mark.req("R21")
+async def test_a_connection_on_a_real_socket_leaves_no_more_garbage_than_bare_trio_websocket() -> None:
+    """Nothing for the cycle collector, whoever ends it."""
+
+    async def life(server: Server, ending: str) -> None:
+        async with connect(server) as raw:
+            await raw.upgrade()
+            await raw.send(frame(1, b"x"))
+            await raw.frame()
+            if ending == "peer":
+                await raw.send(frame(8, (1000).to_bytes(2, "big")))
+            elif ending == "server":
+                server.supervisor.connections(user="ann")[0].close()
+            elif ending == "error":
+                await raw.send(frame(3))
+            elif ending == "reset":
+                await raw.reset()
+            if ending != "reset":
+                await raw.closed_with()
+        await settled(server.supervisor)
+
+    async with open_server(echo) as server:
+        for ending in ("peer", "server", "error", "reset"):
+            await life(server, ending)
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(5):
+                    await life(server, ending)
+                await trio.lowlevel.checkpoint()
+                assert gc.collect() == 0, ending
+            finally:
+                gc.enable()

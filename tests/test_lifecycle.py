@@ -182,6 +182,25 @@ async def test_hooks_run_whatever_ended_it_and_hurt_nobody(autojump_clock) -> No
 
 
 @pytest.mark.req("R15")
+async def test_a_hook_may_raise_anything(autojump_clock) -> None:
+    class Unusual(BaseException):
+        pass
+
+    async def hook() -> None:
+        raise Unusual
+
+    async def handler(conn) -> None:
+        conn.on_close(hook)
+
+    async with open_house() as house:
+        neighbour = await house.enter("bob")
+        conn = await house.enter(handler=handler)
+        await conn.wait_gone()
+        assert neighbour.end is None
+        assert house.supervisor.statistics().failures == {"hook": 1}
+
+
+@pytest.mark.req("R15")
 async def test_a_hook_that_shields_itself_is_set_aside(autojump_clock) -> None:
     async def handler(conn) -> None:
         conn.on_close(stubborn, conn)
@@ -372,6 +391,10 @@ async def test_context_variables_of_the_first_arrival_are_not_kept(autojump_cloc
         assert kept[0]() is None
 
 
+async def keeps(conn) -> None:
+    """A hook that refers to its connection."""
+
+
 ENDINGS = {
     "peer closes": (sleeper, lambda conn, wire: wire.hang_up()),
     "peer closes on a reader": (echo, lambda conn, wire: wire.hang_up()),
@@ -381,6 +404,7 @@ ENDINGS = {
     "kicked reader": (echo, lambda conn, wire: conn.close()),
     "idle": (sleeper, "wait"),
     "outbox": (sleeper, lambda conn, wire: (conn.send_nowait("x"), conn.close())),
+    "hook": (sleeper, lambda conn, wire: (conn.on_close(trio.sleep, 0), conn.on_close(keeps, conn), conn.close())),
     "room": (sleeper, lambda conn, wire: (conn.join("r"), conn.close())),
     "superseded": (sleeper, "evict"),
 }

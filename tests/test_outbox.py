@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from supervisor import CloseReason, Frame, Limits, Policies, SlowConsumer
-from supervisor._decisions.outbox import Outbox
+from supervisor._decisions.outbox import Outbox, Put
 from tests.fakes import FakeWire
 from tests.helpers import open_house, reason, settle
 
@@ -17,18 +17,18 @@ def queued(outbox: Outbox) -> list[str | bytes]:
 
 @pytest.mark.req("R52")
 @pytest.mark.parametrize(
-    ("policy", "kept", "goes_on"),
+    ("policy", "kept", "put"),
     [
-        (SlowConsumer.CLOSE, ["a", "b"], False),
-        (SlowConsumer.DROP_OLDEST, ["b", "c"], True),
-        (SlowConsumer.DROP_NEWEST, ["a", "b"], True),
+        (SlowConsumer.CLOSE, ["a", "b"], Put.OVERFLOW),
+        (SlowConsumer.DROP_OLDEST, ["b", "c"], Put.QUEUED),
+        (SlowConsumer.DROP_NEWEST, ["a", "b"], Put.DROPPED),
     ],
 )
-def test_the_policies_at_the_bound(policy: SlowConsumer, kept: list[str], goes_on: bool) -> None:
+def test_the_policies_at_the_bound(policy: SlowConsumer, kept: list[str], put: Put) -> None:
     outbox, limits = Outbox(), Limits(outbox_messages=2)
-    assert outbox.put(Frame("a"), limits, policy)
-    assert outbox.put(Frame("b"), limits, policy)
-    assert outbox.put(Frame("c"), limits, policy) is goes_on
+    assert outbox.put(Frame("a"), limits, policy) is Put.QUEUED
+    assert outbox.put(Frame("b"), limits, policy) is Put.QUEUED
+    assert outbox.put(Frame("c"), limits, policy) is put
     assert queued(outbox) == kept
     assert outbox.bytes == sum(len(frame) for frame in outbox.frames) == 6
 
@@ -36,11 +36,12 @@ def test_the_policies_at_the_bound(policy: SlowConsumer, kept: list[str], goes_o
 @pytest.mark.req("R52")
 def test_bytes_are_bounded_too() -> None:
     outbox, limits = Outbox(), Limits(outbox_bytes=100)
-    assert outbox.put(Frame(b"x" * 60), limits, SlowConsumer.DROP_OLDEST)
-    assert outbox.put(Frame(b"y" * 60), limits, SlowConsumer.DROP_OLDEST)
+    assert outbox.put(Frame(b"x" * 60), limits, SlowConsumer.CLOSE) is Put.QUEUED
+    assert outbox.put(Frame(b"y" * 60), limits, SlowConsumer.CLOSE) is Put.OVERFLOW
+    assert outbox.put(Frame(b"y" * 60), limits, SlowConsumer.DROP_OLDEST) is Put.QUEUED
     assert queued(outbox) == [b"y" * 60]
-    assert outbox.put(Frame(b"z" * 200), limits, SlowConsumer.DROP_OLDEST)  # too big for any outbox: dropped
-    assert (queued(outbox), outbox.bytes) == ([], 0)
+    outbox.clear()
+    assert outbox.put(Frame(b"z" * 200), limits, SlowConsumer.CLOSE) is Put.QUEUED  # an empty one takes any one frame
 
 
 @pytest.mark.req("R52")
@@ -148,3 +149,37 @@ async def test_what_a_message_may_be(autojump_clock, message) -> None:
         with pytest.raises(TypeError, match="a message is str or bytes, not dict"):
             conn.send_nowait({"not": "a message"})
         assert conn.end is None
+
+
+async def test_a_dropped_message_is_not_counted_as_delivered(autojump_clock) -> None:
+    policies = Policies(slow_consumer=SlowConsumer.DROP_NEWEST)
+    async with open_house(limits=Limits(outbox_messages=1), policies=policies) as house:
+        conn = await house.enter(wire=FakeWire("never-reads"))
+        assert [conn.send_nowait(str(number)) for number in range(3)] == [True, False, False]
+
+
+async def test_nothing_follows_the_goodbye_of_a_slow_consumer(autojump_clock) -> None:
+    async with open_house(limits=Limits(outbox_messages=5)) as house:
+        wire = FakeWire("never-reads")
+        conn = await house.enter(wire=wire)
+        for number in range(10):
+            conn.send_nowait(str(number))
+            await settle()
+        assert reason(conn) is CloseReason.TOO_SLOW
+        wire.read_again()
+        await conn.wait_gone()
+        assert wire.farewell == (4003, "too slow: the outbox is full")
+        assert wire.sent == ["0"]  # it was being written
+
+
+async def test_a_frame_larger_than_the_outbox_is_no_fault_of_the_peer(autojump_clock) -> None:
+    class NeverAtOnce(FakeWire):
+        def offer(self, frame: Frame) -> bool:
+            return False
+
+    async with open_house(limits=Limits(outbox_bytes=100)) as house:
+        wire = NeverAtOnce()
+        conn = await house.enter(wire=wire)
+        assert conn.send_nowait(bytes(1000))
+        await settle()
+        assert (wire.sent, conn.end) == ([bytes(1000)], None)

@@ -11,7 +11,7 @@ from supervisor._engines.scanner import Scanner
 from tests.serving import frame
 
 
-def scan(data: bytes, *, at_most: int = 1000, fragments: int = 10, piece: int = 1 << 20) -> Scanner:
+def scan(data: bytes, *, at_most: int = 1000, fragments: int = 5000, piece: int = 1 << 20) -> Scanner:
     scanner = Scanner(at_most, fragments)
     for start in range(0, len(data), piece):
         scanner.feed(data[start : start + piece])
@@ -41,12 +41,26 @@ def test_fragments_are_bounded_per_message_also_empty_ones(payload: bytes) -> No
         first, rest = frame(1, payload, fin=False), frame(0, payload, fin=False)
         return first + rest * (fragments - 2) + frame(0, payload)
 
-    assert scan(message(10) * 5).violation is None
-    assert scan(message(11)).violation == (CloseReason.POLICY_VIOLATION, "message exceeds 10 fragments")
+    assert scan(message(10) * 5, fragments=10).violation is None
+    assert scan(message(11), fragments=10).violation == (CloseReason.POLICY_VIOLATION, "message exceeds 10 fragments")
 
 
 def test_control_frames_between_fragments_do_not_count() -> None:
-    assert scan(frame(1, b"a", fin=False) + frame(9, b"ping") * 50 + frame(0, b"b")).violation is None
+    data = frame(1, b"a", fin=False) + frame(9, b"ping") * 50 + frame(0, b"b")
+    assert scan(data, fragments=10).violation is None
+
+
+def test_pieces_of_a_message_are_bounded_as_fragments_are() -> None:
+    message = frame(2, b"x" * 100)
+    assert scan(message * 5, fragments=10, piece=20).violation is None
+    dripped = scan(message, fragments=10, piece=2)
+    assert dripped.violation == (CloseReason.POLICY_VIOLATION, "message exceeds 10 fragments")
+
+
+def test_a_close_frame_that_is_too_long_to_be_one_is_not_kept() -> None:
+    scanner = scan(frame(8, b"x" * 126) + b"y" * 100_000, piece=1000)
+    assert scanner.close_payload is None
+    assert scanner._close is None
 
 
 @pytest.mark.parametrize("piece", [1, 3, 1 << 20])

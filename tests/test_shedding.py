@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import trio
 
-from supervisor import CloseReason, LimitReached, Limits, Overflow, Policies, events
+from supervisor import CloseReason, Identity, LimitReached, Limits, Overflow, Policies, Timeouts, events
 from supervisor._decisions.shedding import excess
-from tests.fakes import FakeWire
-from tests.helpers import open_house, reason
+from tests.fakes import FakeWire, sleeper
+from tests.helpers import open_house, reason, settle
 
 REJECT = Policies(overflow_user=Overflow.REJECT)
 
@@ -113,3 +113,43 @@ async def test_a_stalled_write_makes_a_suspect(autojump_clock) -> None:
         await trio.sleep(2)
         await house.enter()
         assert reason(stalled) is CloseReason.SHED
+
+
+@pytest.mark.req("R13")
+async def test_sending_does_not_make_a_mute_peer_responsive(autojump_clock) -> None:
+    async def ticks(conn) -> None:
+        while True:
+            await trio.sleep(0.5)
+            await conn.send("tick")
+
+    async with open_house(limits=Limits(per_user=5)) as house:
+        mute = await house.enter(handler=ticks, wire=FakeWire(answers_pings=False))
+        await trio.sleep(30.2)
+        await house.supervisor.shed()
+        assert reason(mute) is CloseReason.SHED
+
+
+@pytest.mark.req("R13")
+async def test_what_a_refused_newcomer_has_freed_is_given_to_who_waits(autojump_clock) -> None:
+    """Emergency cleanup may free claims for a newcomer that is refused all the same; those who wait get them."""
+
+    async def stubborn(conn) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(500)
+
+    async def wait() -> None:
+        await house.supervisor.start(FakeWire(), Identity(user="cid"), sleeper)
+
+    policies = Policies(overflow_total=Overflow.WAIT)
+    limits = Limits(per_user=2, total=2, stuck=0)
+    async with open_house(limits=limits, policies=policies, timeouts=Timeouts(wait=1000)) as house:
+        stuck = await house.enter("ann", handler=stubborn)
+        await house.supervisor.disconnect(stuck.id)
+        await house.fill(2, "bob")
+        house.callers.start_soon(wait)
+        await trio.sleep(160)
+        with pytest.raises(LimitReached, match="HARD LIMIT"):
+            await house.enter("ann")
+        assert house.supervisor.audit() == ()
+        assert len(house.ids("cid")) == 1
+        await settle()

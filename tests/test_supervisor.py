@@ -14,6 +14,8 @@ from supervisor import (
     Identity,
     Limits,
     NotFound,
+    Overflow,
+    Policies,
     Timeouts,
     events,
     open_supervisor,
@@ -239,3 +241,17 @@ async def test_time_outs_are_what_they_say(autojump_clock) -> None:
     async with open_house(timeouts=Timeouts(close=2, handler_exit=1)) as house:
         mute = await house.enter(wire=FakeWire("mute"))
         assert (await house.supervisor.disconnect(mute.id)).cleanup == pytest.approx(2)
+
+
+async def test_drain_counts_those_who_were_here_and_not_those_who_waited(autojump_clock) -> None:
+    async def wait() -> None:
+        with pytest.raises(Draining):
+            await house.supervisor.start(FakeWire(), Identity(user="bob"), sleeper)
+
+    policies = Policies(overflow_total=Overflow.WAIT)
+    async with open_house(limits=Limits(total=1), policies=policies) as house:
+        await house.enter()
+        house.callers.start_soon(wait)
+        await settle()
+        assert len(await house.supervisor.drain()) == 1
+        assert [event.connections for event in house.told(events.DrainStarted)] == [1]

@@ -22,7 +22,7 @@ from .._words.errors import PER_USER, TOTAL, Draining, HardLimitReached, LimitRe
 from .._words.identity import Identity
 from .._words.limits import Limits, Policies, Timeouts
 from .._words.wire import SEVERED
-from .admission import Admit, Refuse, Wait, decide
+from .admission import Admit, Wait, decide
 from .blockage import blocked_at
 from .bulletin import Bulletin
 from .dues import Act, expiry, next_due
@@ -112,18 +112,18 @@ class Ledger:
         if user is not None:
             self._emergency(f"user {name!r}", user.roster)
         self._emergency("total", self.total)
-        roster = None if user is None else user.roster
-        match decide(name, roster, self.total, self.limits, self.policies):
-            case Refuse(refusal):
-                raise self._refused(stay, refusal)
-            case Wait():
-                self._enter(stay, Stage.QUEUED)
-            case Admit(victim, sentence):
-                if victim is not None:
-                    self._leave(victim, CloseReason.EVICTED, sentence)
-                self._enter(stay, Stage.CLAIM)
-                self._take_seats(stay)
-        self._promote()  # what emergency cleanup has freed beyond this newcomer
+        verdict = decide(name, None if user is None else user.roster, self.total, self.limits, self.policies)
+        if isinstance(verdict, Admit):
+            if verdict.evict is not None:
+                self._leave(verdict.evict, CloseReason.EVICTED, verdict.sentence)
+            self._enter(stay, Stage.CLAIM)
+            self._take_seats(stay)
+        elif isinstance(verdict, Wait) and len(self.total.files[Stage.QUEUED]) < self.limits.lobby:
+            self._enter(stay, Stage.QUEUED)
+        self._promote()  # emergency cleanup may have freed more than this newcomer needs
+        if stay.stage is None:
+            assert not isinstance(verdict, Admit)
+            raise self._refused(stay, verdict.refusal)
 
     def _refused(self, stay: Stay, refusal: Refused) -> Refused:
         self.bulletin.post(
@@ -205,13 +205,18 @@ class Ledger:
             self.total.by_activity.move_to_end(stay)
 
     @enable_ki_protection
-    def suspect(self, stay: Stay, *, suspected: bool) -> None:
-        """A ping or a write is outstanding, or is no longer."""
-        for roster in self._rosters(stay):
-            if suspected and stay.end is None:
+    def suspect(self, stay: Stay) -> None:
+        """A ping or a write is outstanding."""
+        if stay.end is None:
+            for roster in self._rosters(stay):
                 roster.suspects[stay] = None
-            else:
-                roster.suspects.pop(stay, None)
+
+    @enable_ki_protection
+    def unsuspect(self, stay: Stay) -> None:
+        """Something that was outstanding is no longer; clears `stay` if nothing else is."""
+        if stay in self.total.suspects and not stay.unresponsive(trio.current_time(), 0.0):
+            for roster in self._rosters(stay):
+                del roster.suspects[stay]
 
     @step
     def join(self, stay: Stay, group: Group, metadata: Any) -> bool:
@@ -347,10 +352,10 @@ class Ledger:
         return min(map(self._due, self._timed(user)), default=float("inf"))
 
     @step
-    def look(self, user: User, rang_for: float) -> None:
+    def look(self, user: User, rang_for: float, rang_at: float) -> None:
         """The alarm set for `rang_for` has rung: do whatever is due."""
         now = trio.current_time()
-        if now - rang_for > LATE:
+        if rang_at - rang_for > LATE and rang_for > user.grace_until:  # once for each due, however slow we are
             user.grace_until = now + GRACE
         for stay in self._timed(user):
             at, what = next_due(stay, self.limits, self.timeouts)
@@ -358,6 +363,7 @@ class Ledger:
                 self._act(stay, what)
         for stay in user.roster.claims:
             self._rearm(stay)
+            self.unsuspect(stay)
         self._promote()
 
     def _act(self, stay: Stay, what: CloseReason | Act) -> None:
@@ -365,7 +371,7 @@ class Ledger:
             self._set_aside(stay)
         elif what is Act.PING:
             stay.pinged_at = trio.current_time()
-            self.suspect(stay, suspected=True)
+            self.suspect(stay)
             self._of_wire(stay, stay.wire.ping)
         else:
             assert isinstance(what, CloseReason)

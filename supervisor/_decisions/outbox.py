@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import enum
 from collections import deque
 
 import attrs
 
 from .._words.frames import Frame
 from .._words.limits import Limits, SlowConsumer
+
+
+class Put(enum.Enum):
+    """What became of a frame that was to be queued."""
+
+    QUEUED = enum.auto()
+    DROPPED = enum.auto()
+    #: Neither: the policy is to close the consumer.
+    OVERFLOW = enum.auto()
 
 
 @attrs.define(eq=False)
@@ -17,16 +27,16 @@ class Outbox:
     frames: deque[Frame] = attrs.field(factory=deque)
     bytes: int = 0
 
-    def put(self, frame: Frame, limits: Limits, policy: SlowConsumer) -> bool:
-        """Queue `frame`, making room as `policy` says; False if the consumer is to be closed."""
+    def put(self, frame: Frame, limits: Limits, policy: SlowConsumer) -> Put:
+        """Queue `frame`, making room as `policy` says. An empty outbox takes any one frame, however large."""
         if policy is SlowConsumer.DROP_OLDEST:
-            while self.frames and self._over(frame, limits):
+            while self._over(frame, limits):
                 self.get()
         if self._over(frame, limits):
-            return policy is not SlowConsumer.CLOSE
+            return Put.OVERFLOW if policy is SlowConsumer.CLOSE else Put.DROPPED
         self.frames.append(frame)
         self.bytes += len(frame)
-        return True
+        return Put.QUEUED
 
     def get(self) -> Frame:
         """Take the oldest frame out."""
@@ -40,4 +50,6 @@ class Outbox:
         self.bytes = 0
 
     def _over(self, frame: Frame, limits: Limits) -> bool:
-        return len(self.frames) >= limits.outbox_messages or self.bytes + len(frame) > limits.outbox_bytes
+        return bool(self.frames) and (
+            len(self.frames) >= limits.outbox_messages or self.bytes + len(frame) > limits.outbox_bytes
+        )

@@ -11,14 +11,17 @@ from .._words.frames import CLOSE
 
 _CONTROL = 0x08
 _CONTINUATION = 0x0
+#: A control frame has at most so many bytes of payload; what claims more is none, and the engine says so.
+_MAX_CONTROL = 125
 
 
 @attrs.define(eq=False)
 class Scanner:
     """Follows the frames of one client and keeps the books that the engine behind it does not.
 
-    Bytes, not characters, count towards ``max_message_size``, from a frame's header on; a message may have
-    ``max_fragments`` frames, empty ones included. It judges nothing else: RFC 6455 is the engine's business.
+    Bytes, not characters, count towards ``max_message_size``, from a frame's header on; a message may come in
+    ``max_fragments`` frames, empty ones included, or pieces of frames. It judges nothing else: RFC 6455 is the
+    engine's business.
     """
 
     max_message_size: int
@@ -31,11 +34,16 @@ class Scanner:
     _payload_left: int = 0
     _message_size: int = 0
     _fragments: int = 0
+    #: In the middle of a message, between its first header and its last byte.
+    _unfinished: bool = False
+    _final: bool = False
     _close: bytearray | None = None
 
     def feed(self, data: bytes | bytearray) -> None:
         """Follow some more bytes."""
         position, end = 0, len(data)
+        if self._unfinished:  # the engine keeps what it is given piece by piece, so a piece costs like a frame
+            self._count_fragment()
         while position < end and self.close_payload is None:
             if self._payload_left:
                 taken = min(self._payload_left, end - position)
@@ -45,8 +53,8 @@ class Scanner:
                 position += taken
             else:
                 position = self._read_header(data, position)
-            if self._close is not None and not self._payload_left:
-                self._finish_close(self._close)
+            if not self._payload_left and not self._header:
+                self._finish_frame()
 
     def _read_header(self, data: bytes | bytearray, position: int) -> int:
         """Collect the header that starts, or goes on, at `position`; returns where to continue."""
@@ -63,22 +71,28 @@ class Scanner:
     def _begin_frame(self, header: bytearray) -> None:
         opcode, size = header[0] & 0x0F, _payload_size(header)
         self._payload_left = size
-        if opcode == CLOSE:
+        if opcode == CLOSE and size <= _MAX_CONTROL:
             self._close = header[-4:] if header[1] & 0x80 else bytearray(4)
         if opcode & _CONTROL:
             return
         if opcode != _CONTINUATION:
             self._message_size = self._fragments = 0
+        self._unfinished, self._final = True, bool(header[0] & 0x80)
         self._message_size += size
-        self._fragments += 1
         if self.violation is None and self._message_size > self.max_message_size:
             self.violation = CloseReason.TOO_BIG, f"message exceeds {self.max_message_size} bytes"
-        elif self.violation is None and self._fragments > self.max_fragments:
+        self._count_fragment()
+
+    def _count_fragment(self) -> None:
+        self._fragments += 1
+        if self.violation is None and self._fragments > self.max_fragments:
             self.violation = CloseReason.POLICY_VIOLATION, f"message exceeds {self.max_fragments} fragments"
 
-    def _finish_close(self, masked: bytearray) -> None:
-        mask, payload = masked[:4], masked[4:]
-        self.close_payload = bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))
+    def _finish_frame(self) -> None:
+        self._unfinished = self._unfinished and not self._final
+        if self._close is not None:
+            mask, payload = self._close[:4], self._close[4:]
+            self.close_payload = bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))
 
 
 def _header_size(header: bytearray) -> int:

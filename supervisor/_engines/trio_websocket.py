@@ -82,7 +82,7 @@ class TrioWebSocket:
             self._ws = await request.accept(subprotocol=self.subprotocol)
         except trio_websocket.ConnectionClosed:
             raise WireClosed from None
-        self._inlet.begin()
+        self._inlet.opened.set()
 
     async def _read(self, reader: Callable[[], Awaitable[None]]) -> None:
         """Run the engine's reader; whatever comes out of it is the end of this connection only."""
@@ -114,15 +114,18 @@ class TrioWebSocket:
         raise WireClosed
 
     async def send(self, frame: Frame) -> None:
-        """See `Wire.send`."""
+        """See `Wire.send`; before the 101 is written, it waits."""
+        await self._inlet.opened.wait()
         await self._link.send(frame.octets)
 
     def offer(self, frame: Frame) -> bool:
         """See `Wire.offer`."""
-        return self._link.offer(frame.octets)
+        return self._inlet.opened.is_set() and self._link.offer(frame.octets)
 
     def ping(self) -> None:
         """See `Wire.ping`. A peer that the kernel knows to be gone is found here, even if nobody reads."""
+        if not self._inlet.opened.is_set():
+            return
         if self._inlet.silent_since is None and self._link.peer_is_gone():
             self._end(CloseReason.PEER_LOST)
         elif not self._link.offer(_PING) and self._link.stalled_since is None and self._nursery is not None:
@@ -167,6 +170,14 @@ class TrioWebSocket:
             self._link.offer(self._goodbye(code, text))
         self._inlet.closing = True
         self._link.cut()
+        self._inlet.opened.set()  # whoever waits to send finds the link closed
+        # Nobody is told anything any more; and nothing of this refers to itself, so it goes without the collector.
+        self._ended = self._nursery = self._link.nursery = self._link.broken = None
+        self._inlet.ended = _nobody
+
+
+def _nobody(reason: CloseReason, text: str) -> None:
+    """Listens to an inlet whose wire is cut."""
 
 
 _PING = encode(PING, b"")
@@ -186,13 +197,10 @@ class Inlet(trio.abc.HalfCloseableStream):
     silent_since: float | None = None
     #: We have begun to close: nothing goes to the engine any more, and nothing comes from it.
     closing: bool = False
-    _opened: trio.Event = attrs.field(factory=trio.Event)
+    #: The 101 is written: what goes either way from now on are frames. Or there will never be any.
+    opened: trio.Event = attrs.field(factory=trio.Event)
     _peer_is_done: bool = False
     _hung_up: bool = False
-
-    def begin(self) -> None:
-        """The 101 is written: what the peer sends from now on are frames."""
-        self._opened.set()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """First our head; then, after the 101, what the peer sends, as long as it keeps to the bounds."""
@@ -200,7 +208,7 @@ class Inlet(trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
             head, self.head = self.head, b""
             return head
-        await self._opened.wait()
+        await self.opened.wait()
         if self._hung_up:
             await trio.lowlevel.checkpoint()
             return b""

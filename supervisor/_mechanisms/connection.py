@@ -11,7 +11,7 @@ import trio
 
 from .._decisions.ledger import Ledger
 from .._decisions.memberships import Group
-from .._decisions.outbox import Outbox
+from .._decisions.outbox import Outbox, Put
 from .._decisions.stay import Stage, Stay
 from .._words.closing import CloseReason
 from .._words.errors import ConnectionClosed
@@ -101,14 +101,14 @@ class Connection(Stay):
         if self.end is not None:
             raise self._closed_error()
         ledger = self._ledger
-        ledger.suspect(self, suspected=True)
+        ledger.suspect(self)
         try:
             await self.drained()
             await self.wire.send(frame)
         except WireClosed:
             raise self._closed_error() from None
         finally:
-            ledger.suspect(self, suspected=False)
+            ledger.unsuspect(self)
         if ledger.policies.sent_is_activity:
             ledger.touch(self)
 
@@ -116,8 +116,8 @@ class Connection(Stay):
         """Send one message without waiting: written now if the socket takes it, else queued in the outbox.
 
         Returns False if the connection is leaving, or if the message was dropped. At ``limits.outbox_messages`` or
-        ``limits.outbox_bytes`` (a frame being written does not count), ``policies.slow_consumer`` decides.
-        Never activity.
+        ``limits.outbox_bytes``, ``policies.slow_consumer`` decides; a frame being written does not count, and an empty
+        outbox takes any one frame. Never activity.
         """
         frame = message if isinstance(message, Frame) else Frame(message)
         if self.end is not None or not self.begun:
@@ -125,14 +125,14 @@ class Connection(Stay):
         if not self._writing and self.wire.offer(frame):
             return True
         ledger = self._ledger
-        if not self.outbox.put(frame, ledger.limits, ledger.policies.slow_consumer):
+        put = self.outbox.put(frame, ledger.limits, ledger.policies.slow_consumer)
+        if put is Put.OVERFLOW:
             ledger.leave(self, CloseReason.TOO_SLOW, "too slow: the outbox is full")
-            return False
-        if not self._writing and self.nursery is not None:
+        elif not self._writing and self.nursery is not None:
             self._drained = trio.Event()
-            ledger.suspect(self, suspected=True)
+            ledger.suspect(self)
             self.nursery.start_soon(self._write_out, name=f"writer of {self.id}")
-        return True
+        return put is Put.QUEUED
 
     @property
     def _writing(self) -> bool:
@@ -149,7 +149,7 @@ class Connection(Stay):
             self.outbox.clear()
         finally:
             drained.set()
-            self._ledger.suspect(self, suspected=False)
+            self._ledger.unsuspect(self)
 
     async def drained(self) -> None:
         """Wait until nothing is queued any more."""
@@ -198,13 +198,6 @@ class Connection(Stay):
         if self.hooks is None:
             self.hooks = []
         self.hooks.append((hook, args))
-
-    async def run_hook(self, hook: Callable[..., Awaitable[None]], args: tuple[Any, ...]) -> None:
-        """Call one hook; its failure stays its own."""
-        try:
-            await hook(*args)
-        except Exception as exception:  # noqa: BLE001 - reported as a Failed event, with its traceback
-            self.report("hook", exception)
 
     async def wait_gone(self) -> None:
         """Wait until everything of it is given back; at most ``timeouts.close`` after it began to leave."""

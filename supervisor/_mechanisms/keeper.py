@@ -30,8 +30,9 @@ async def keep(ledger: Ledger, user: User) -> None:
                     deadline = ledger.next_look(user)
                     with trio.CancelScope(deadline=deadline) as user.alarm:
                         await trio.sleep_forever()
+                    rang_at = trio.current_time()
                     await trio.lowlevel.checkpoint()  # whoever was woken together with us goes first
-                    ledger.look(user, user.alarm.deadline)
+                    ledger.look(user, user.alarm.deadline, rang_at)
                 user.nursery.cancel_scope.cancel()
         finally:
             user.nursery = user.alarm = None

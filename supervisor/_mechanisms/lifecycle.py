@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import trio
 
@@ -70,6 +72,7 @@ async def live(ledger: Ledger, conn: Connection) -> None:
         ledger.leave(conn, CloseReason.GOING_AWAY)
         ledger.vacate(conn)
         _cut(conn, wire)
+        conn.hooks = None
         ledger.forget(conn)
 
 
@@ -124,17 +127,28 @@ async def _wind_up(ledger: Ledger, conn: Connection, wire: Wire, *, polite: bool
             if polite:
                 nursery.start_soon(_close, conn, wire)
             for hook, args in conn.hooks:
-                nursery.start_soon(conn.run_hook, hook, args)
+                nursery.start_soon(_run_hook, conn, hook, args)
 
 
 async def _close(conn: Connection, wire: Wire) -> None:
     assert conn.end is not None
     try:
-        if conn.end.reason is not CloseReason.TOO_SLOW:
+        if conn.end.reason is CloseReason.TOO_SLOW:
+            conn.outbox.clear()
+        else:
             await conn.drained()
         await wire.close(conn.end.code, conn.end.text)
     except Exception as exception:  # noqa: BLE001 - reported as a Failed event; the wire is cut next, whatever it was
         conn.report("close", exception)
+
+
+async def _run_hook(conn: Connection, hook: Callable[..., Awaitable[None]], args: tuple[Any, ...]) -> None:
+    try:
+        await hook(*args)
+    except BaseException as exception:  # noqa: ASYNC103 - what must get out is decided in the next line
+        if _ends_everything(exception):
+            raise
+        conn.report("hook", exception)
 
 
 def _cut(conn: Connection, wire: Wire) -> None:

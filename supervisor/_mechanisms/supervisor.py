@@ -177,8 +177,10 @@ class Supervisor:
 
     async def disconnect(self, connection: str, reason: CloseReason = CloseReason.KICKED) -> Closed:
         """End one connection; returns how it closed. `NotFound` if there is none with this id."""
-        (closed,) = await self._end([self.connection(connection)], reason)
-        return closed
+        conn = self.connection(connection)
+        await self._end([conn], reason)
+        assert conn.closed is not None
+        return conn.closed
 
     async def disconnect_user(
         self, user: str, *, session: str | None = None, reason: CloseReason = CloseReason.KICKED
@@ -220,7 +222,8 @@ class Supervisor:
         ledger = self._ledger
         ledger.shut()
         everybody = [stay for stage in ENDING for stay in ledger.total.files[stage]]
-        ledger.post(DrainStarted(at=trio.current_time(), connections=len(everybody)))
+        connections = sum(stay.begun for stay in everybody)
+        ledger.post(DrainStarted(at=trio.current_time(), connections=connections))
         with trio.move_on_after(seconds):
             await self._leave_in_waves(everybody, rate)
         for stay in everybody:
@@ -251,13 +254,14 @@ class Supervisor:
 
 
 async def _gone(stays: Iterable[Stay]) -> tuple[Closed, ...]:
-    """Wait until everything of `stays` is given back; returns their records, in the same order."""
-    records = []
-    for stay in stays:
+    """Wait until everything of `stays` is given back; returns the records of those that had begun, in the same order.
+
+    Who was still waiting for a seat was never admitted, and is refused.
+    """
+    leaving = tuple(stays)
+    for stay in leaving:
         await cast("Connection", stay).wait_gone()
-        assert stay.closed is not None
-        records.append(stay.closed)
-    return tuple(records)
+    return tuple(stay.closed for stay in leaving if stay.begun and stay.closed is not None)
 
 
 @contextlib.asynccontextmanager

@@ -23,6 +23,7 @@ Answer = tuple[int, dict[str, Any]]
 Question = Callable[[Supervisor, Request], Answer]
 Order = Callable[[Supervisor, dict[str, Any]], Awaitable[Answer]]
 MAX_LISTED = 1000
+MAX_NUMBER = 1e9
 
 
 class MethodNotAllowed(BadRequest):
@@ -175,8 +176,8 @@ def _text(body: dict[str, Any], field: str) -> str:
 
 def _number(body: dict[str, Any], field: str) -> float:
     value = body.get(field)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-        raise BadRequest(f'"{field}" must be a number of at least 0')
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_NUMBER:
+        raise BadRequest(f'"{field}" must be a number from 0 to {MAX_NUMBER:g}')
     return float(value)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import http
+import http.client
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,18 @@ class Hangup(Exception):
     """The peer left before it had said everything."""
 
 
+class RequestTimeout(BadRequest):
+    """The request did not arrive in time."""
+
+    status = 408
+
+
+class BodyTooLarge(BadRequest):
+    """The body is larger than anything that is asked here."""
+
+    status = 413
+
+
 class _Malformed(BadRequest):
     def __init__(self, error: h11.RemoteProtocolError) -> None:
         super().__init__(str(error))
@@ -40,9 +53,12 @@ class Exchange:
 
     stream: Stream
     peer: str
+    #: Seconds that a body may take to arrive.
+    patience: float
     secure: bool
     #: Something has arrived: a peer that is too late is told so, one that never spoke is not.
     spoken: bool = False
+    _wants_body: bool = True
     _http: h11.Connection = attrs.field(factory=lambda: h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD))
 
     async def read_head(self) -> Request:
@@ -54,6 +70,7 @@ class Exchange:
             raise TooManyHeaders(f"more than {MAX_HEADERS} headers")
         target = event.target.decode("latin-1")
         path, _, query_string = target.partition("?")
+        self._wants_body = event.method != b"HEAD"
         return Request(
             method=event.method.decode("ascii"),
             path=path,
@@ -70,19 +87,19 @@ class Exchange:
         return bool(self._http.trailing_data[0])
 
     async def read_body(self) -> bytes:
-        """The request's body, at most 64 KiB of it: `BadRequest` (413) beyond."""
+        """The request's body, in bounded time and size: `RequestTimeout`, `BodyTooLarge`."""
         body = b""
-        while True:
-            event = await self._next_event()
-            if isinstance(event, h11.EndOfMessage):
-                return body
-            if not isinstance(event, h11.Data):
-                raise Hangup
-            body += event.data
-            if len(body) > MAX_BODY:
-                too_big = BadRequest(f"body exceeds {MAX_BODY} bytes")
-                too_big.status = 413
-                raise too_big
+        with trio.move_on_after(self.patience):
+            while True:
+                event = await self._next_event()
+                if isinstance(event, h11.EndOfMessage):
+                    return body
+                if not isinstance(event, h11.Data):
+                    raise Hangup
+                body += event.data
+                if len(body) > MAX_BODY:
+                    raise BodyTooLarge(f"body exceeds {MAX_BODY} bytes")
+        raise RequestTimeout(f"no complete body within {self.patience:g} s")
 
     async def _next_event(self) -> object:
         try:
@@ -98,7 +115,9 @@ class Exchange:
 
     async def refuse(self, refusal: Refused) -> None:
         """Say why, in JSON, and when to come back."""
-        headers = {} if refusal.retry_after is None else {"Retry-After": str(max(1, round(refusal.retry_after)))}
+        headers: dict[str, str] = {}
+        if refusal.retry_after is not None and math.isfinite(refusal.retry_after):
+            headers["Retry-After"] = str(max(1, round(refusal.retry_after)))
         if refusal.status == http.HTTPStatus.UPGRADE_REQUIRED:
             headers |= {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
         if refusal.status == http.HTTPStatus.UNAUTHORIZED:
@@ -107,7 +126,7 @@ class Exchange:
             "error": refusal.reason.name.lower(),
             "detail": str(refusal),
             "close_code": refusal.reason.code,
-            "retry_after": refusal.retry_after,
+            "retry_after": int(headers["Retry-After"]) if "Retry-After" in headers else None,
         }
         await self.answer_json(refusal.status, body, headers)
 
@@ -128,9 +147,10 @@ class Exchange:
 
     def _spell(self, status: int, body: bytes, headers: Mapping[str, str]) -> bytes:
         all_headers = {**_ALWAYS, "Content-Length": str(len(body)), **headers}
-        reason = http.HTTPStatus(status).phrase.encode()
+        reason = http.client.responses.get(status, "").encode()
         head = self._http.send(h11.Response(status_code=status, headers=list(all_headers.items()), reason=reason))
-        return (head or b"") + (self._http.send(h11.Data(data=body)) or b"")
+        data = self._http.send(h11.Data(data=body)) if self._wants_body else b""
+        return (head or b"") + (data or b"")
 
     async def _hang_up(self) -> None:
         """Closing with unread bytes would reset the connection, and could take the answer with it."""

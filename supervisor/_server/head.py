@@ -81,8 +81,13 @@ class Request:
 
         The name matters: a page of another site can make its own name resolve to 127.0.0.1, but not send ours.
         """
-        host = urlsplit(f"//{self.header('host') or ''}").hostname or ""
-        return _is_loopback(self.peer) and (host == "localhost" or _is_loopback(host))
+        if not _is_loopback(self.peer):
+            return False
+        try:
+            host = urlsplit(f"//{self.header('host') or ''}").hostname or ""
+        except ValueError:
+            return False
+        return host == "localhost" or _is_loopback(host)
 
 
 def _is_loopback(address: str) -> bool:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import ssl
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import attrs
 import trio
 
-from .._engines.link import Stream, socket_of
+from .._engines.link import socket_of
 from .._words.errors import BadRequest
-from .exchange import Exchange, Hangup
+from .exchange import Exchange, Hangup, RequestTimeout
 from .head import Request
 
-#: Takes over an exchange whose head has been read. True if the stream is somebody else's now.
-Dispatch = Callable[[Exchange, Request], Awaitable[bool]]
-
-
-class HandshakeTimeout(BadRequest):
-    """The head did not arrive in time."""
-
-    status = 408
+#: Takes over an exchange whose head has been read, and calls what it is given once it knows who is there. True if the
+#: stream is somebody else's now.
+Dispatch = Callable[[Exchange, Request, Callable[[], None]], Awaitable[bool]]
+#: Is told what an exchange has raised that is no peer's fault.
+Failed = Callable[[Exchange, Exception], Awaitable[None]]
 
 
 @attrs.define(eq=False)
@@ -31,6 +30,7 @@ class Lobby:
     handshake: float
     tls: ssl.SSLContext | None
     dispatch: Dispatch
+    failed: Failed
     #: Those who are waited for, oldest first.
     waiting: dict[trio.CancelScope, None] = attrs.field(factory=dict)
 
@@ -44,35 +44,35 @@ class Lobby:
         return True
 
     async def greet(self, sock: trio.socket.SocketType, peer: str) -> None:
-        """One socket's whole time in the lobby. Closes it, unless it has become somebody else's."""
-        stream: Stream = trio.SocketStream(sock)
+        """One socket's whole time here. Closes it, unless it has become somebody else's."""
+        exchange = Exchange(trio.SocketStream(sock), peer, self.handshake, secure=self.tls is not None)
         kept = False
         try:
-            kept = await self._receive(stream, peer)
+            kept = await self._receive(exchange)
         except (Hangup, trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # gone, or never spoke the language of this port
+        except Exception as exception:  # noqa: BLE001 - one request's failure, reported with its traceback
+            await self.failed(exchange, exception)
         finally:
             if not kept:
-                socket_of(stream).close()
+                socket_of(exchange.stream).close()
 
-    async def _receive(self, stream: Stream, peer: str) -> bool:
+    async def _receive(self, exchange: Exchange) -> bool:
         if len(self.waiting) >= self.capacity:
             self.make_room()
-        exchange = Exchange(stream, peer, secure=self.tls is not None)
-        request = None
         with trio.move_on_after(self.handshake) as patience:
             self.waiting[patience] = None
             try:
                 request = await self._listen(exchange)
+                patience.deadline = math.inf  # what follows has bounds of its own
+                return await self.dispatch(exchange, request, partial(self.waiting.pop, patience, None))
             except BadRequest as refusal:
                 await exchange.refuse(refusal)
             finally:
                 self.waiting.pop(patience, None)
-        if request is not None:
-            return await self.dispatch(exchange, request)
         if patience.cancelled_caught and exchange.spoken and trio.current_time() >= patience.deadline:
             with trio.move_on_after(0.1):
-                await exchange.refuse(HandshakeTimeout(f"no complete request within {self.handshake:g} s"))
+                await exchange.refuse(RequestTimeout(f"no complete request within {self.handshake:g} s"))
         return False
 
     async def _listen(self, exchange: Exchange) -> Request:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import contextlib
 import importlib.resources
 import inspect
+from collections.abc import Callable
 
 import attrs
 import trio
 
 from .._engines.trio_websocket import TrioWebSocket
 from .._mechanisms.supervisor import Handler, Supervisor, open_supervisor
-from .._words.errors import BadRequest, NotFound, Refused
+from .._words.closing import CloseReason
+from .._words.errors import NotFound, Refused
 from .._words.events import Failed
 from .._words.identity import Identity
 from .._words.limits import Limits, Policies, Timeouts
 from .._words.profiles import Profile
 from .accept import accept_forever
 from .api import MethodNotAllowed, answer_api
-from .exchange import Exchange, Hangup
+from .exchange import Exchange
 from .head import Request, Upgrade, judge_upgrade
 from .health import not_ready
 from .hub import hub
@@ -64,26 +66,29 @@ class Server:
         """Drain, then end: what SIGTERM does. A second call cuts. `serve` returns afterwards."""
         self.shutdown.signal()
 
-    async def dispatch(self, exchange: Exchange, request: Request) -> bool:
-        """Do what one request wants. True if its socket now belongs to a connection."""
+    async def dispatch(self, exchange: Exchange, request: Request, known: Callable[[], None]) -> bool:
+        """Do what one request wants, and call `known` when it is known who wants it.
+
+        True if its socket now belongs to a connection.
+        """
         try:
             if request.path == "/ws":
-                await self._upgrade(exchange, request)
+                await self._upgrade(exchange, request, known)
                 return True
+            known()
             await self._answer(exchange, request)
-        except Hangup:
-            pass
         except NotFound as nothing:
             await exchange.answer_json(404, {"error": "not_found", "detail": str(nothing)})
         except Refused as refusal:
             await exchange.refuse(refusal)
-        except Exception as exception:  # noqa: BLE001 - one request's failure, reported with its traceback
-            failed = Failed(at=trio.current_time(), what="request", exception=exception)
-            self.supervisor._ledger.post(failed)
-            await exchange.answer_json(500, {"error": "failed", "detail": "internal error"})
         return False
 
-    async def _upgrade(self, exchange: Exchange, request: Request) -> None:
+    async def failed(self, exchange: Exchange, exception: Exception) -> None:
+        """One request has failed, by our own doing: say so, here and there."""
+        self.supervisor._ledger.post(Failed(at=trio.current_time(), what="request", exception=exception))
+        await exchange.answer_json(500, {"error": "failed", "detail": "internal error"})
+
+    async def _upgrade(self, exchange: Exchange, request: Request, known: Callable[[], None]) -> None:
         """Judge, identify, admit; everything that is refused is refused here, before the upgrade."""
         options = self.options
         upgrade = judge_upgrade(
@@ -92,11 +97,13 @@ class Server:
             allowed_origins=options.allowed_origins,
             require_origin=options.require_origin,
         )
+        identity = None
         with trio.move_on_after(self.supervisor.timeouts.handshake):
             identity = await self._identify(request)
-            await self.supervisor.start(self._wire(exchange, upgrade), identity, self.handler)
-            return
-        raise Unavailable("it took too long to say who this is")
+        if identity is None:
+            raise Unavailable("it took too long to say who this is")
+        known()
+        await self.supervisor.start(self._wire(exchange, upgrade), identity, self.handler)
 
     async def _identify(self, request: Request) -> Identity:
         authenticate = self.options.authenticate
@@ -137,9 +144,10 @@ class Server:
             raise NotFound(f"nothing at {request.path!r}")
 
 
-class Unavailable(BadRequest):
+class Unavailable(Refused):
     """Our own side was too slow."""
 
+    reason = CloseReason.OVERLOAD
     status = 503
     retry_after = 1.0
 
@@ -172,7 +180,7 @@ async def serve(
         async with open_supervisor(limits=limits, timeouts=timeouts, policies=policies, profile=profile) as supervisor:
             shutdown = Shutdown(supervisor)
             server = Server(supervisor, handler, options, listeners, shutdown)
-            lobby = Lobby(limits.lobby, timeouts.handshake, tls, server.dispatch)
+            lobby = Lobby(limits.lobby, timeouts.handshake, tls, server.dispatch, server.failed)
             with watch_signals(shutdown) if signals else contextlib.nullcontext():
                 async with trio.open_nursery() as nursery:
                     for listener in listeners:

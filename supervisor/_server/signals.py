@@ -19,6 +19,8 @@ from .._mechanisms.supervisor import Supervisor
 _logger = logging.getLogger("supervisor")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 EXIT_STUCK = 1
+#: Seconds that the last words may take.
+_REPORTING = 1.0
 
 
 @attrs.define(eq=False)
@@ -81,7 +83,17 @@ def _end_process_after(seconds: float, supervisor: Supervisor) -> None:
 
 
 def _end_process(supervisor: Supervisor) -> None:
-    """The last resort, in a thread of its own: Trio rightly waits for a task that ignores its cancellation."""
+    """The last resort, in a thread of its own: Trio rightly waits for a task that ignores its cancellation.
+
+    Reporting may hang, as a stuck handler may hold the log's lock; ending may not.
+    """
+    reporting = threading.Thread(target=_report_stuck, args=(supervisor,), daemon=True)
+    reporting.start()
+    reporting.join(_REPORTING)
+    os._exit(EXIT_STUCK)
+
+
+def _report_stuck(supervisor: Supervisor) -> None:
     for stay in list(supervisor._ledger.total.files[Stage.STUCK]):
         place = stay.closed.stuck_at if stay.closed is not None else "?"
         _logger.critical(
@@ -90,4 +102,3 @@ def _end_process(supervisor: Supervisor) -> None:
     _logger.critical("exiting with status %d: the last moment is over", EXIT_STUCK)
     for handler in _logger.handlers + logging.getLogger().handlers:
         handler.flush()
-    os._exit(EXIT_STUCK)

@@ -86,7 +86,8 @@ class Limits:
     outbox_bytes: int = attrs.field(default=1_048_576, validator=_at_least(1))
     """Bytes queued towards one connection; at the limit ``policies.slow_consumer`` decides."""
     lobby: int = attrs.field(default=1024, validator=_at_least(1))
-    """Sockets that have not finished their handshake; beyond it the oldest of them is closed. They hold no seats."""
+    """Sockets of which it is not known yet who they are; beyond it the oldest of them is closed. They hold no seats.
+    Also how many may wait under `Overflow.WAIT`; more are refused."""
 
     @property
     def stuck_per_user(self) -> int:
