@@ -154,10 +154,10 @@ class Raw:
                 return int.from_bytes(payload[:2], "big"), payload[2:].decode()
 
     async def ended(self) -> None:
-        """Read until the server has closed, politely or not."""
+        """Read until the server has closed, politely or not; what came is in the buffer."""
         with contextlib.suppress(trio.BrokenResourceError):
-            while await self.stream.receive_some():
-                pass
+            while data := await self.stream.receive_some():
+                self.buffer += data
 
     async def reset(self) -> None:
         """Close with a TCP reset."""

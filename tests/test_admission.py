@@ -124,7 +124,7 @@ async def test_reject_says_what_is_full(autojump_clock) -> None:
         assert str(refused.value) == "user 'ann' exceeded maximum connections per user limit (20/20)"
         assert (refused.value.user, refused.value.limit) == ("ann", "per user")
         assert (refused.value.status, refused.value.retry_after) == (429, 1.0)
-        (event,) = house.told(events.RefusedEvent)
+        (event,) = house.told(events.Refused)
         assert event.text == str(refused.value)
 
 

@@ -145,12 +145,6 @@ async def test_w7_oversize_and_then_silence(payload: int) -> None:
 
 @pytest.mark.req("R11")
 async def test_w8_a_close_from_a_peer_that_never_reads() -> None:
-    async def flood(conn: Connection) -> None:
-        if conn.user == "neighbour":
-            return await echo(conn)
-        while True:
-            await conn.send(bytes(100_000))
-
     async with besieged(flood) as server, connect(server, receive_buffer=4096) as raw:
         await raw.upgrade()
         await until_stalled(server)
@@ -161,7 +155,22 @@ async def test_w8_a_close_from_a_peer_that_never_reads() -> None:
         while server.supervisor.statistics().closing or server.supervisor.statistics().leaving:
             await trio.sleep(0.005)
         assert trio.current_time() - left_at <= 0.6
-        assert server.supervisor.statistics().closed == {"peer_closed": 1}
+        assert await closed(server) == {"peer_closed": 1}
+
+
+async def closed(server: Server) -> dict[str, int]:
+    """How many have closed for which reasons, once the first has."""
+    while not server.supervisor.statistics().closed:
+        await trio.sleep(0.005)
+    return dict(server.supervisor.statistics().closed)
+
+
+async def flood(conn: Connection) -> None:
+    """Sends without end, but to the neighbour."""
+    if conn.user == "neighbour":
+        await echo(conn)
+    while True:
+        await conn.send(bytes(100_000))
 
 
 async def until_stalled(server: Server) -> None:
@@ -223,12 +232,6 @@ async def test_w11_bad_handshakes_are_refused_before_anything_is_spent() -> None
 
 @pytest.mark.req("R11", "R52")
 async def test_w12_a_peer_that_never_reads_is_closed_in_bounded_time() -> None:
-    async def flood(conn: Connection) -> None:
-        if conn.user == "neighbour":
-            return await echo(conn)
-        while True:
-            await conn.send(bytes(100_000))
-
     async with besieged(flood) as server, connect(server, receive_buffer=4096) as raw:
         await raw.upgrade()
         await until_stalled(server)
@@ -239,18 +242,12 @@ async def test_w12_a_peer_that_never_reads_is_closed_in_bounded_time() -> None:
 
 @pytest.mark.req("R51", "R52")
 async def test_w12_write_progress_is_bounded_too() -> None:
-    async def flood(conn: Connection) -> None:
-        if conn.user == "neighbour":
-            return await echo(conn)
-        while True:
-            await conn.send(bytes(100_000))
-
     async with besieged(flood, timeouts=Timeouts(write_progress=0.3)) as server:
         async with connect(server, receive_buffer=4096) as raw:
             await raw.upgrade()
             while server.supervisor.connections(user="ann"):
                 await trio.sleep(0.01)
-        assert server.supervisor.statistics().closed == {"too_slow": 1}
+        assert await closed(server) == {"too_slow": 1}
 
 
 @pytest.mark.req("R51")
@@ -351,7 +348,7 @@ async def test_w17_a_cancelled_send_poisons_the_connection(deliver: str) -> None
                 received += data
         assert len(received) < 2_000_000
         assert b"AFTER" not in received
-        assert server.supervisor.statistics().closed == {"send_cancelled": 1}
+        assert await closed(server) == {"send_cancelled": 1}
 
 
 @pytest.mark.parametrize(
@@ -530,3 +527,12 @@ async def test_a_connection_on_a_real_socket_leaves_no_more_garbage_than_bare_tr
                 assert gc.collect() == 0, ending
             finally:
                 gc.enable()
+
+
+async def test_a_peer_that_only_stops_sending_gets_no_code_that_may_not_be_sent() -> None:
+    async with besieged() as server, connect(server) as raw:
+        await raw.upgrade()
+        await raw.stream.send_eof()
+        await raw.ended()
+        assert raw.buffer == b""
+        assert await closed(server) == {"peer_lost": 1}

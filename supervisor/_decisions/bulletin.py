@@ -1,13 +1,15 @@
-"""Where events are posted during a step and delivered after it, so that subscribers only ever see finished states."""
+"""Steps, and the events that they post: delivered after the outermost, so that subscribers see finished states only."""
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 import attrs
+from trio.lowlevel import enable_ki_protection
 
 from .._words.events import Event, Failed
 
@@ -47,3 +49,32 @@ class Bulletin:
                 _logger.exception("a subscriber failed while it was told of a subscriber's failure")
             else:
                 self.post(Failed(at=event.at, what="subscriber", exception=exception))
+
+
+class HasBulletin(Protocol):
+    """Whatever takes steps."""
+
+    bulletin: Bulletin
+
+
+S = TypeVar("S", bound=HasBulletin)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def step(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
+    """Make a method one step: safe from Ctrl-C, its events delivered after the outermost."""
+
+    @functools.wraps(method)
+    @enable_ki_protection
+    def stepping(self: S, *args: P.args, **kwargs: P.kwargs) -> T:
+        bulletin = self.bulletin
+        bulletin.depth += 1
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            bulletin.depth -= 1
+            if bulletin.pending and not bulletin.depth:
+                bulletin.deliver()
+
+    return cast("Callable[Concatenate[S, P], T]", stepping)

@@ -6,6 +6,7 @@ import enum
 import math
 
 from .._words.closing import CloseReason
+from .._words.identity import Identity
 from .._words.limits import Limits, Timeouts
 from .stay import Stage, Stay
 
@@ -35,6 +36,16 @@ def next_due(stay: Stay, limits: Limits, timeouts: Timeouts) -> Due:
             assert stay.end is not None
             return max(stay.end.at + timeouts.close + OVERRUN, stay.host.grace_until), Act.SET_ASIDE
     return math.inf, Act.SET_ASIDE
+
+
+def lifetime(identity: Identity, limits: Limits, now: float, wall_clock: float) -> tuple[float, CloseReason]:
+    """When a connection that opens now is over in any case, and why. From here on, the wall clock may jump."""
+    ends_at = now + limits.lifetime
+    if identity.expires_at is not None:
+        expires_at = now + max(0.0, identity.expires_at - wall_clock)
+        if expires_at < ends_at:
+            return expires_at, CloseReason.CREDENTIAL_EXPIRED
+    return ends_at, CloseReason.LIFETIME
 
 
 def _moment(due: Due) -> float:

@@ -6,11 +6,10 @@ always agree. Events are delivered when the outermost step has ended.
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import count
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any
 
 import attrs
 import trio
@@ -24,8 +23,8 @@ from .._words.limits import Limits, Policies, Timeouts
 from .._words.wire import SEVERED
 from .admission import Admit, Wait, decide
 from .blockage import blocked_at
-from .bulletin import Bulletin
-from .dues import Act, expiry, next_due
+from .bulletin import Bulletin, step
+from .dues import Act, expiry, lifetime, next_due
 from .memberships import Group, Memberships
 from .roster import Roster
 from .shedding import excess, reclaimable
@@ -41,27 +40,6 @@ SLACK = 5.0
 
 #: The stages of those who still have something to give back.
 ENDING = (Stage.CLAIM, Stage.LEAVING, Stage.CLOSING)
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def step(method: Callable[Concatenate[Ledger, P], T]) -> Callable[Concatenate[Ledger, P], T]:
-    """Make a method one step: safe from Ctrl-C, its events delivered after the outermost."""
-
-    @functools.wraps(method)
-    @enable_ki_protection
-    def stepping(self: Ledger, *args: P.args, **kwargs: P.kwargs) -> T:
-        bulletin = self.bulletin
-        bulletin.depth += 1
-        try:
-            return method(self, *args, **kwargs)
-        finally:
-            bulletin.depth -= 1
-            if bulletin.pending and not bulletin.depth:
-                bulletin.deliver()
-
-    return cast("Callable[Concatenate[Ledger, P], T]", stepping)
 
 
 @attrs.define(eq=False)
@@ -86,11 +64,7 @@ class Ledger:
     def credentials(self, identity: Identity, handler: Callable[[Any], Awaitable[None]]) -> dict[str, Any]:
         """What every new stay begins with: its id, and its lifetime on Trio's clock."""
         now = trio.current_time()
-        ends_at, ends_for = now + self.limits.lifetime, CloseReason.LIFETIME
-        if identity.expires_at is not None:  # the wall clock is asked once, here; from now on it may jump
-            expires_at = now + max(0.0, identity.expires_at - time.time())
-            if expires_at < ends_at:
-                ends_at, ends_for = expires_at, CloseReason.CREDENTIAL_EXPIRED
+        ends_at, ends_for = lifetime(identity, self.limits, now, time.time())
         return {
             "id": f"c{next(self._numbers)}",
             "identity": identity,
@@ -127,7 +101,7 @@ class Ledger:
 
     def _refused(self, stay: Stay, refusal: Refused) -> Refused:
         self.bulletin.post(
-            events.RefusedEvent(
+            events.Refused(
                 at=trio.current_time(),
                 identity=stay.identity,
                 reason=refusal.reason,

@@ -26,7 +26,7 @@ def _line(event: Event) -> tuple[int, str, dict[str, Any]]:
     match event:
         case events.Admitted():
             return logging.INFO, "admitted connection=%s user=%r session=%r", _who(event)
-        case events.RefusedEvent():
+        case events.Refused():
             who = {"user": event.identity.user, "session": event.identity.session}
             level = logging.ERROR if event.hard else logging.WARNING
             return level, "refused user=%r session=%r reason=%s text=%r", {**who, **_why(event)}
@@ -64,6 +64,6 @@ def _who(event: events.Admitted | events.Closed | events.HandlerReturned) -> dic
     return {"connection": event.connection, "user": identity.user, "session": identity.session}
 
 
-def _why(event: events.RefusedEvent | events.Closed) -> dict[str, Any]:
-    text = event.text if isinstance(event, events.RefusedEvent) else event.end.text
+def _why(event: events.Refused | events.Closed) -> dict[str, Any]:
+    text = event.text if isinstance(event, events.Refused) else event.end.text
     return {"reason": event.reason.name.lower(), "text": text}

@@ -137,7 +137,8 @@ async def _close(conn: Connection, wire: Wire) -> None:
             conn.outbox.clear()
         else:
             await conn.drained()
-        await wire.close(conn.end.code, conn.end.text)
+        if conn.end.reason.on_wire:
+            await wire.close(conn.end.code, conn.end.text)
     except Exception as exception:  # noqa: BLE001 - reported as a Failed event; the wire is cut next, whatever it was
         conn.report("close", exception)
 

@@ -33,7 +33,7 @@ class Tally:
         match event:
             case events.Admitted():
                 self.admitted += 1
-            case events.RefusedEvent():
+            case events.Refused():
                 self.refused[event.reason.name.lower()] += 1
                 self.hard_limits += event.hard
             case events.Closed():

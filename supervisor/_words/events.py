@@ -24,7 +24,7 @@ class Admitted(Event):
 
 
 @attrs.frozen(kw_only=True)
-class RefusedEvent(Event):
+class Refused(Event):
     """A connection was not admitted."""
 
     identity: Identity
