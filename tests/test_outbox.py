@@ -169,7 +169,7 @@ async def test_nothing_follows_the_goodbye_of_a_slow_consumer(autojump_clock) ->
         wire.read_again()
         await conn.wait_gone()
         assert wire.farewell == (4003, "too slow: the outbox is full")
-        assert wire.sent == ["0"]  # it was being written
+        assert wire.sent in ([], ["0"])  # it was being written, and is finished or not
 
 
 async def test_a_frame_larger_than_the_outbox_is_no_fault_of_the_peer(autojump_clock) -> None:
