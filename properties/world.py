@@ -105,7 +105,7 @@ class World(trio.abc.Instrument):
         ledger, now = self.supervisor._ledger, trio.current_time()
         for stay in (*ledger.total.files[Stage.CLAIM], *ledger.total.files[Stage.LEAVING]):
             due, what = next_due(stay, ledger.limits, ledger.timeouts)
-            if due < now:
+            if due < now - 1e-9:
                 self.problems.append(("overdue", stay.id, what, now - due))
         for name, handlers in self.inside.items():
             user = ledger.users.get(name)
