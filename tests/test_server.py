@@ -330,3 +330,14 @@ def test_the_log_can_be_json() -> None:
 async def test_the_total_can_be_asked_while_serving() -> None:
     async with open_server(limits=Limits(total=7)) as server:
         assert (await request(server, "GET", "/api/statistics"))[1]["total_limit"] == 7
+
+
+def test_tls_from_the_command_line(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "all.pem"))
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    with Process("--certfile", str(tmp_path / "all.pem"), "--app", "echo") as server:
+        url = f"wss://127.0.0.1:{server.port}/ws?user=ann"
+        assert talk(url, "hello", ssl=trusting) == ["hello"]
+        assert server.end(signal.SIGTERM)[0] == 0
