@@ -155,4 +155,4 @@ async def drain(stream: trio.SocketStream) -> bytes:
 
 async def drain_some(stream: trio.SocketStream, size: int) -> None:
     while size > 0:
-        size -= len(await stream.receive_some())
+        size -= len(await stream.receive_some(size))
