@@ -341,3 +341,28 @@ def test_tls_from_the_command_line(tmp_path: Path) -> None:
         url = f"wss://127.0.0.1:{server.port}/ws?user=ann"
         assert talk(url, "hello", ssl=trusting) == ["hello"]
         assert server.end(signal.SIGTERM)[0] == 0
+
+
+GOES_ON = """
+    import time, trio
+    from functools import partial
+    from supervisor import Options, Timeouts, serve
+
+    async def main():
+        async with trio.open_nursery() as nursery:
+            quick = Timeouts(drain=0.1, exit=0.1)
+            await nursery.start(partial(serve, options=Options(port=0), timeouts=quick))
+            print("ready", flush=True)
+
+    trio.run(main)
+    time.sleep(1.5)
+    print("went on", flush=True)
+"""
+
+
+def test_a_program_that_has_served_goes_on_living(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(textwrap.dedent(GOES_ON))
+    with subprocess.Popen([sys.executable, str(tmp_path / "program.py")], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert (process.stdout.readline(), process.wait(10)) == ("went on\n", 0)

@@ -176,18 +176,20 @@ async def serve(
     """
     tls = options.tls()
     listeners = await trio.open_tcp_listeners(options.port, host=options.host)
+    shutdown = Shutdown(timeouts)
     try:
-        async with open_supervisor(limits=limits, timeouts=timeouts, policies=policies, profile=profile) as supervisor:
-            shutdown = Shutdown(supervisor)
-            server = Server(supervisor, handler, options, listeners, shutdown)
-            lobby = Lobby(limits.lobby, timeouts.handshake, tls, server.dispatch, server.failed)
-            with watch_signals(shutdown) if signals else contextlib.nullcontext():
-                async with trio.open_nursery() as nursery:
-                    for listener in listeners:
-                        nursery.start_soon(accept_forever, listener, lobby, nursery, timeouts)
-                    task_status.started(server)
-                    await shutdown.wait()
-                    nursery.cancel_scope.cancel()
+        with watch_signals(shutdown) if signals else contextlib.nullcontext():
+            async with (
+                open_supervisor(limits=limits, timeouts=timeouts, policies=policies, profile=profile) as supervisor,
+                trio.open_nursery() as nursery,
+            ):
+                server = Server(supervisor, handler, options, listeners, shutdown)
+                lobby = Lobby(limits.lobby, timeouts.handshake, tls, server.dispatch, server.failed)
+                for listener in listeners:
+                    nursery.start_soon(accept_forever, listener, lobby, nursery, timeouts)
+                task_status.started(server)
+                await shutdown.wait(supervisor)
+                nursery.cancel_scope.cancel()
     finally:
         for listener in listeners:
             listener.socket.close()

@@ -15,6 +15,7 @@ import trio
 
 from .._decisions.stay import Stage
 from .._mechanisms.supervisor import Supervisor
+from .._words.limits import Timeouts
 
 _logger = logging.getLogger("supervisor")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -27,7 +28,10 @@ _REPORTING = 1.0
 class Shutdown:
     """How far the end has come."""
 
-    supervisor: Supervisor
+    timeouts: Timeouts
+    supervisor: Supervisor | None = None
+    #: Ends the process if it does not end by itself; there only once a signal has asked for the end.
+    _watchdog: threading.Timer | None = None
     _asked: trio.Event = attrs.field(factory=trio.Event)
     #: Cancelled when somebody asks again: the patience is over.
     _draining: trio.CancelScope = attrs.field(factory=trio.CancelScope)
@@ -38,31 +42,44 @@ class Shutdown:
             self._draining.cancel()
         self._asked.set()
 
-    async def wait(self) -> None:
+    async def wait(self, supervisor: Supervisor) -> None:
         """Wait until asked, then drain, or be cut short."""
+        self.supervisor = supervisor
         await self._asked.wait()
         with self._draining:
-            await self.supervisor.drain()
+            await supervisor.drain()
         if self._draining.cancelled_caught:
-            await self.supervisor.cut()
+            await supervisor.cut()
+        if self._watchdog is not None:  # drained early: what is left has its last moment from now
+            self.watch(0.0)
+
+    def watch(self, seconds: float) -> None:
+        """Have the process ended when `seconds`, and what comes after the drain, are over; no earlier watch counts."""
+        self.rest()
+        last_moment = seconds + self.timeouts.close + self.timeouts.exit
+        self._watchdog = threading.Timer(last_moment, _end_process, (self.supervisor,))
+        self._watchdog.daemon = True
+        self._watchdog.start()
+
+    def rest(self) -> None:
+        """Everything has ended, or is watched anew."""
+        if self._watchdog is not None:
+            self._watchdog.cancel()
 
 
 @contextlib.contextmanager
 def watch_signals(shutdown: Shutdown) -> Iterator[None]:
-    """Have SIGTERM and SIGINT ask for the end, for the length of the block.
+    """Have SIGTERM and SIGINT ask for the end, for the length of the block; and once asked, have it come.
 
-    Plain signal handlers, because they run even while a handler blocks the whole loop. Once asked, a thread watches
-    that the process ends: it outlives this block, as a stuck handler does.
+    Plain signal handlers and a thread, because they run even while a handler blocks the whole loop.
     """
     token = trio.lowlevel.current_trio_token()
-    timeouts = shutdown.supervisor.timeouts
-    last_moment = timeouts.close + timeouts.exit
     asked = 0
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         nonlocal asked
         asked += 1
-        _end_process_after(last_moment + (timeouts.drain if asked == 1 else 0.0), shutdown.supervisor)
+        shutdown.watch(shutdown.timeouts.drain if asked == 1 else 0.0)
         with contextlib.suppress(trio.RunFinishedError):
             token.run_sync_soon(shutdown.signal)
 
@@ -70,19 +87,12 @@ def watch_signals(shutdown: Shutdown) -> Iterator[None]:
     try:
         yield
     finally:
-        if asked == 1:  # drained early: what is left has its last moment from now
-            _end_process_after(last_moment, shutdown.supervisor)
         for number, handler in before.items():
             signal.signal(number, handler)
+        shutdown.rest()
 
 
-def _end_process_after(seconds: float, supervisor: Supervisor) -> None:
-    timer = threading.Timer(seconds, _end_process, (supervisor,))
-    timer.daemon = True
-    timer.start()
-
-
-def _end_process(supervisor: Supervisor) -> None:
+def _end_process(supervisor: Supervisor | None) -> None:
     """The last resort, in a thread of its own: Trio rightly waits for a task that ignores its cancellation.
 
     Reporting may hang, as a stuck handler may hold the log's lock; ending may not.
@@ -93,8 +103,8 @@ def _end_process(supervisor: Supervisor) -> None:
     os._exit(EXIT_STUCK)
 
 
-def _report_stuck(supervisor: Supervisor) -> None:
-    for stay in list(supervisor._ledger.total.files[Stage.STUCK]):
+def _report_stuck(supervisor: Supervisor | None) -> None:
+    for stay in [] if supervisor is None else list(supervisor._ledger.total.files[Stage.STUCK]):
         place = stay.closed.stuck_at if stay.closed is not None else "?"
         _logger.critical(
             "exiting although a handler is stuck connection=%s user=%r at %s", stay.id, stay.host.name, place
