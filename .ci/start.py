@@ -1,4 +1,4 @@
-"""Set everything up in ``.venv`` and start it: ``python3 .ci/start.py serve|test|check [arguments]``.
+"""Set everything up in ``.venv`` and start it: ``python3 .ci/start.py serve|test [arguments]``.
 
 Needs nothing but Python 3.11 or newer, and an index to install from: no pip, no ensurepip, no rights.
 """
@@ -24,7 +24,6 @@ PINNED = ROOT / ".ci" / "constraints.txt"
 COMMANDS = {
     "serve": ("cli", ["-m", "supervisor", "serve"]),
     "test": ("dev", ["-m", "pytest"]),
-    "check": ("dev", []),
 }
 
 
