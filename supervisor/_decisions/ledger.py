@@ -200,6 +200,11 @@ class Ledger:
         self.memberships.join(stay, group, metadata)
         return True
 
+    @step
+    def part(self, stay: Stay, group: Group) -> bool:
+        """End one membership of `stay`; False if there was none."""
+        return self.memberships.leave(stay, group)
+
     # -- leaving -----------------------------------------------------------------------------------------------
 
     @step

@@ -60,7 +60,7 @@ class User:
 
 @attrs.define(eq=False)
 class Stay:
-    """What the ledger keeps of one connection. Written by the ledger only."""
+    """What the ledger keeps of one connection. Stage, end, seats and groups are written by the ledger only."""
 
     id: str
     identity: Identity

@@ -16,6 +16,7 @@ from .._words.wire import WireClosed
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 #: TLS streams say nothing of progress within one call, so they are given this much at a time.
 _TLS_CHUNK = 16_384
+_TCP_ESTABLISHED = 1
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -147,6 +148,3 @@ class Link:
         except OSError:
             return True
         return state[0] != _TCP_ESTABLISHED
-
-
-_TCP_ESTABLISHED = 1

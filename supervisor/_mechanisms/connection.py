@@ -167,7 +167,7 @@ class Connection(Stay):
 
     def leave(self, room: Any) -> bool:
         """Leave `room`; False if it was not a member."""
-        return self._ledger.memberships.leave(self, Group("room", room))
+        return self._ledger.part(self, Group("room", room))
 
     def follow(self, run: Any) -> Membership:
         """Receive what the run called `run` publishes; otherwise like `join`."""
@@ -246,7 +246,7 @@ class Membership:
 
     def leave(self) -> bool:
         """End it now; False if it has ended."""
-        return self.connection._ledger.memberships.leave(self.connection, self.group)
+        return self.connection._ledger.part(self.connection, self.group)
 
     def __enter__(self) -> Membership:
         return self
