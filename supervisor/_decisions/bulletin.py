@@ -35,11 +35,15 @@ class Bulletin:
         self.depth += 1
         try:
             while self.pending:
-                event = self.pending.popleft()
-                for subscriber in tuple(self.subscribers):
-                    self._tell(subscriber, event)
+                self._tell_all(self.pending.popleft())
         finally:
             self.depth -= 1
+
+    def _tell_all(self, event: Event) -> None:
+        # In a frame of its own: a failure's traceback leads back to its callers, and one of them holding the event of
+        # that failure would be a cycle.
+        for subscriber in tuple(self.subscribers):
+            self._tell(subscriber, event)
 
     def _tell(self, subscriber: Subscriber, event: Event) -> None:
         try:

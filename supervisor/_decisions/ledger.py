@@ -103,6 +103,7 @@ class Ledger:
         self.bulletin.post(
             events.Refused(
                 at=trio.current_time(),
+                connection=stay.id,
                 identity=stay.identity,
                 reason=refusal.reason,
                 text=str(refusal),
@@ -227,6 +228,7 @@ class Ledger:
             return False
         now = trio.current_time()
         stay.end = End(reason, code or reason.code, text or reason.text, now)
+        self.bulletin.post(events.Leaving(at=now, connection=stay.id, identity=stay.identity, end=stay.end))
         self.memberships.leave_all(stay)
         self._refile(stay, Stage.LEAVING)
         if stay.scope is not None and grace:

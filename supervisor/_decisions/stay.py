@@ -96,7 +96,7 @@ class Stay:
     @property
     def robbed(self) -> bool:
         """Slow to leave, and its seats already taken by a newcomer: counts as stuck at once."""
-        return self.stage is Stage.LEAVING and not self.seats
+        return self.begun and self.stage is Stage.LEAVING and not self.seats
 
     def unresponsive(self, now: float, suspect: float) -> bool:
         """Whether a ping has not been answered, or a write has not moved, for `suspect` seconds."""

@@ -124,6 +124,8 @@ class Connection(Stay):
             return False
         if not self._writing and self.wire.offer(frame):
             return True
+        if not self.serving:  # the attempt has found the peer gone
+            return False
         ledger = self._ledger
         put = self.outbox.put(frame, ledger.limits, ledger.policies.slow_consumer)
         if put is Put.OVERFLOW:
@@ -147,6 +149,10 @@ class Connection(Stay):
                 await wire.send(self.outbox.get())
         except WireClosed:
             self.outbox.clear()
+        except Exception as exception:  # noqa: BLE001 - reported as a Failed event, and it ends this connection
+            self.outbox.clear()
+            self.report("wire", exception)
+            self._ledger.leave(self, CloseReason.FAILED)
         finally:
             drained.set()
             self._ledger.unsuspect(self)

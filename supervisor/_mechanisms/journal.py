@@ -27,9 +27,12 @@ def _line(event: Event) -> tuple[int, str, dict[str, Any]]:
         case events.Admitted():
             return logging.INFO, "admitted connection=%s user=%r session=%r", _who(event)
         case events.Refused():
-            who = {"user": event.identity.user, "session": event.identity.session}
             level = logging.ERROR if event.hard else logging.WARNING
-            return level, "refused user=%r session=%r reason=%s text=%r", {**who, **_why(event)}
+            line = "refused connection=%s user=%r session=%r reason=%s text=%r"
+            return level, line, {**_who(event), **_why(event)}
+        case events.Leaving():
+            line = "leaving connection=%s user=%r session=%r reason=%s text=%r"
+            return logging.DEBUG, line, {**_who(event), **_why(event)}
         case events.Closed(stuck_at=None):
             fields = {**_who(event), **_why(event), "duration": event.duration, "cleanup": event.cleanup}
             line = "closed connection=%s user=%r session=%r reason=%s text=%r duration=%.3f cleanup=%.3f"
@@ -59,11 +62,13 @@ def _line(event: Event) -> tuple[int, str, dict[str, Any]]:
     return logging.INFO, "%r", {"event": event}
 
 
-def _who(event: events.Admitted | events.Closed | events.HandlerReturned) -> dict[str, Any]:
+def _who(
+    event: events.Admitted | events.Refused | events.Leaving | events.Closed | events.HandlerReturned,
+) -> dict[str, Any]:
     identity = event.identity
     return {"connection": event.connection, "user": identity.user, "session": identity.session}
 
 
-def _why(event: events.Refused | events.Closed) -> dict[str, Any]:
+def _why(event: events.Refused | events.Leaving | events.Closed) -> dict[str, Any]:
     text = event.text if isinstance(event, events.Refused) else event.end.text
     return {"reason": event.reason.name.lower(), "text": text}

@@ -68,6 +68,11 @@ async def live(ledger: Ledger, conn: Connection) -> None:
             await _wind_up(ledger, conn, wire, polite=ledger.vacate(conn))
             _cut(conn, wire)
             nursery.cancel_scope.cancel()
+    except BaseException as exception:  # noqa: ASYNC103 - what must get out is decided in the next line
+        if _ends_everything(exception):
+            raise
+        conn.report("wire", exception)  # in a task of the wire's own: it has brought down the handler
+        ledger.leave(conn, CloseReason.FAILED)
     finally:
         ledger.leave(conn, CloseReason.GOING_AWAY)
         ledger.vacate(conn)
@@ -139,6 +144,8 @@ async def _close(conn: Connection, wire: Wire) -> None:
             await conn.drained()
         if conn.end.reason.on_wire:
             await wire.close(conn.end.code, conn.end.text)
+    except WireClosed:
+        pass
     except Exception as exception:  # noqa: BLE001 - reported as a Failed event; the wire is cut next, whatever it was
         conn.report("close", exception)
 

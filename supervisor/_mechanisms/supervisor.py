@@ -16,11 +16,11 @@ from .._decisions.bulletin import Subscriber
 from .._decisions.ledger import ENDING, Ledger
 from .._decisions.memberships import Group
 from .._decisions.roster import Roster
-from .._decisions.stay import Stay
+from .._decisions.stay import Stage, Stay
 from .._engines.borrowed import Borrowed, refuse
 from .._words.closing import CloseReason
 from .._words.errors import BadRequest, NotFound, Refused
-from .._words.events import Closed, DrainFinished, DrainStarted
+from .._words.events import Closed, DrainFinished, DrainStarted, Failed
 from .._words.identity import Identity
 from .._words.limits import Limits, Policies, Timeouts
 from .._words.profiles import Profile, choose_profile
@@ -117,6 +117,10 @@ class Supervisor:
         except KeyError:
             raise NotFound(f"no connection {connection!r}") from None
 
+    def stuck(self) -> tuple[Connection, ...]:
+        """The connections that were set aside, and whose handlers are still there; `closed` says where they hang."""
+        return cast("tuple[Connection, ...]", tuple(self._ledger.total.files[Stage.STUCK]))
+
     def user(self, user: str) -> Audience:
         """All connections of one user, as an audience."""
         return Audience(self._ledger, Group("user", user))
@@ -172,6 +176,10 @@ class Supervisor:
         subscribers = self._ledger.bulletin.subscribers
         subscribers.append(subscriber)
         return partial(subscribers.remove, subscriber)
+
+    def report(self, what: str, exception: BaseException) -> None:
+        """Tell all subscribers that something has failed which belongs to no connection; see `events.Failed`."""
+        self._ledger.post(Failed(at=trio.current_time(), what=what, exception=exception))
 
     # -- cleaning up by hand -----------------------------------------------------------------------------------
 

@@ -14,7 +14,6 @@ from .._engines.trio_websocket import TrioWebSocket
 from .._mechanisms.supervisor import Handler, Supervisor, open_supervisor
 from .._words.closing import CloseReason
 from .._words.errors import NotFound, Refused
-from .._words.events import Failed
 from .._words.identity import Identity
 from .._words.limits import Limits, Policies, Timeouts
 from .._words.profiles import Profile
@@ -85,7 +84,7 @@ class Server:
 
     async def failed(self, exchange: Exchange, exception: Exception) -> None:
         """One request has failed, by our own doing: say so, here and there."""
-        self.supervisor._ledger.post(Failed(at=trio.current_time(), what="request", exception=exception))
+        self.supervisor.report("request", exception)
         await exchange.answer_json(500, {"error": "failed", "detail": "internal error"})
 
     async def _upgrade(self, exchange: Exchange, request: Request, known: Callable[[], None]) -> None:

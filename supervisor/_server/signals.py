@@ -13,7 +13,6 @@ from types import FrameType
 import attrs
 import trio
 
-from .._decisions.stay import Stage
 from .._mechanisms.supervisor import Supervisor
 from .._words.limits import Timeouts
 
@@ -104,11 +103,9 @@ def _end_process(supervisor: Supervisor | None) -> None:
 
 
 def _report_stuck(supervisor: Supervisor | None) -> None:
-    for stay in [] if supervisor is None else list(supervisor._ledger.total.files[Stage.STUCK]):
-        place = stay.closed.stuck_at if stay.closed is not None else "?"
-        _logger.critical(
-            "exiting although a handler is stuck connection=%s user=%r at %s", stay.id, stay.host.name, place
-        )
+    for conn in () if supervisor is None else supervisor.stuck():
+        place = conn.closed.stuck_at if conn.closed is not None else "?"
+        _logger.critical("exiting although a handler is stuck connection=%s user=%r at %s", conn.id, conn.user, place)
     _logger.critical("exiting with status %d: the last moment is over", EXIT_STUCK)
     for handler in _logger.handlers + logging.getLogger().handlers:
         handler.flush()

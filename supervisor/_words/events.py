@@ -25,12 +25,30 @@ class Admitted(Event):
 
 @attrs.frozen(kw_only=True)
 class Refused(Event):
-    """A connection was not admitted."""
+    """A connection was not admitted; the id is one that nobody else gets."""
 
+    connection: str
     identity: Identity
     reason: CloseReason
     text: str
     hard: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Leaving(Event):
+    """The first reason for a connection to end: its claim and its memberships are free, its time to leave runs.
+
+    What follows is its `Closed`; or its `Refused`, if it was still waiting for its seats.
+    """
+
+    connection: str
+    identity: Identity
+    end: End
+
+    @property
+    def reason(self) -> CloseReason:
+        """Why it leaves."""
+        return self.end.reason
 
 
 @attrs.frozen(kw_only=True)

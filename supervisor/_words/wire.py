@@ -23,8 +23,9 @@ class Ended(Protocol):
 class Wire(Protocol):
     """A transport for whole messages.
 
-    The synchronous methods never wait and never raise. The asynchronous ones are cancelled without ceremony: after
-    a cancelled `send` or `close` nothing but `cut` is called.
+    The synchronous methods never wait and never raise. The asynchronous ones are cancelled without ceremony. A `send`
+    that is cancelled when its frame has begun is the wire's end (`CloseReason.SEND_CANCELLED`): whatever is called
+    then, except `cut`, raises `WireClosed`. `open` and `close` are called at most once.
     """
 
     @property
@@ -63,7 +64,10 @@ class Wire(Protocol):
         ...
 
     async def close(self, code: int, text: str) -> None:
-        """Say goodbye after everything written before, and wait for the answer. The caller bounds the time."""
+        """Say goodbye after everything written before, and wait for the answer; `WireClosed` if that is impossible.
+
+        The caller bounds the time.
+        """
         ...
 
     def cut(self, code: int, text: str) -> None:
