@@ -7,7 +7,8 @@ The house, from the ground up; imports only ever point downward:
 - ``_decisions``   synchronous: who may come in, who must go, when; the ledger is the only hand that writes
 - ``_mechanisms``  what waits: keepers, connections' tasks, the audit, the `Supervisor`
 - ``_server``      the embedded server: sockets, handshakes, HTTP, the hub
-- ``cli``          the command line
+- ``testing``      what this project tests itself with; nothing below knows it
+- ``cli``          the command line; ``pytest_plugin`` beside it
 """
 
 from importlib.metadata import version as _version

@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Literal
 
 import trio
@@ -138,6 +139,67 @@ def serve_command(
     profile = choose_profile(env)
     served = partial(serve, find_handler(app), options, limits=limits, timeouts=timeouts, policies=policies)
     trio.run(_announce, partial(served, profile=profile), options.tls() is not None)
+
+
+@app.command(name="verify")
+def verify_command(
+    *words: str,
+    app: str | None = None,
+    examples: int = 20,
+    seed: int = 0,
+    door: Literal["memory", "sockets"] | None = None,
+    url: str | None = None,
+    token: str | None = None,
+    fail_fast: bool = False,
+    report: Path | None = None,
+    env: str | None = None,
+) -> int:
+    """Put a handler, or a server somewhere, to the test; 0 if it is acquitted.
+
+    Parameters
+    ----------
+    words
+        What to verify: limits, ttl, memory, cleanup, stress, scenarios, all (the default); unit, integration, e2e,
+        regression; or the name of one check, with underscores.
+    app
+        Whose connections are tested: hub, echo, or package.module:handler. The hub by default.
+    examples
+        How many random worlds and sequences each random check tries.
+    seed
+        Where randomness begins; the same seed is the same test.
+    door
+        Only in memory, on virtual time; or only on real sockets. Both by default.
+    url
+        Verify this server instead, as it is: ws://host:port/ws or wss://.
+    token
+        What it asks for, as a bearer token.
+    fail_fast
+        End at the first finding.
+    report
+        Write everything there, as JSON.
+    env
+        The environment profile, for the thresholds of memory and stress.
+    """
+    from .testing.subject import Deployed, Lab, Memory, Sockets
+    from .testing.verdict import line_of, verdict
+    from .testing.verify import verify
+
+    logging.getLogger("supervisor").setLevel(logging.CRITICAL + 1)  # what fails on purpose need not be read
+    handler = find_handler(app or "hub")
+    ours: list[Lab] = [lab for lab in (Memory(handler), Sockets(handler)) if door in (None, lab.door)]
+    found = verify(
+        ours if url is None else [Deployed(url, token)],
+        words or ("all",),
+        examples=examples,
+        seed=seed,
+        fail_fast=fail_fast,
+        profile=choose_profile(env),
+        progress=lambda row: print(line_of(row), flush=True),  # noqa: T201 - the answer of a command line
+    )
+    print("\n".join(verdict(found, app=app, url=url)))  # noqa: T201 - the answer of a command line
+    if report is not None:
+        report.write_text(found.as_json())
+    return 0 if found.acquitted else 1
 
 
 async def _announce(served: Callable[..., Awaitable[None]], secure: bool) -> None:  # noqa: FBT001 - trio.run passes by position

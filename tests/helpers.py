@@ -10,7 +10,18 @@ import attrs
 import trio
 
 from supervisor import CloseReason, Connection, Identity, Supervisor, events, open_supervisor
-from tests.fakes import FakeWire, sleeper
+from supervisor.testing import FaultWire
+
+
+async def sleeper(conn: Connection) -> None:
+    """A handler that does nothing until it is cancelled."""
+    await trio.sleep_forever()
+
+
+async def echo(conn: Connection) -> None:
+    """A handler that reads."""
+    async for message in conn:
+        await conn.send(message)
 
 
 @attrs.define
@@ -22,10 +33,10 @@ class House:
     heard: list[events.Event] = attrs.field(factory=list)
 
     async def enter(
-        self, user: str = "ann", handler=sleeper, wire: FakeWire | None = None, **identity: Any
+        self, user: str = "ann", handler=sleeper, wire: FaultWire | None = None, **identity: Any
     ) -> Connection:
         """Start one connection, and let its handler begin."""
-        conn = await self.supervisor.start(wire or FakeWire(), Identity(user=user, **identity), handler)
+        conn = await self.supervisor.start(wire or FaultWire(), Identity(user=user, **identity), handler)
         await trio.testing.wait_all_tasks_blocked()
         return conn
 

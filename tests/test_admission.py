@@ -20,8 +20,8 @@ from supervisor import (
     Timeouts,
     events,
 )
-from tests.fakes import FakeWire, sleeper
-from tests.helpers import open_house, reason, settle
+from supervisor.testing import FaultWire
+from tests.helpers import open_house, reason, settle, sleeper
 
 REJECT = Policies(overflow_user=Overflow.REJECT)
 
@@ -57,7 +57,7 @@ async def test_a_thousand_at_once_never_exceed_the_limit(autojump_clock, limit: 
 
     async def connect(house) -> None:
         try:
-            outcomes.append(await house.supervisor.supervise(FakeWire(), Identity(user="ann"), handler))
+            outcomes.append(await house.supervisor.supervise(FaultWire(), Identity(user="ann"), handler))
         except LimitReached as refused:
             outcomes.append(type(refused))
         except Superseded as refused:
@@ -147,7 +147,7 @@ async def test_who_waits_gets_the_next_claim_in_order(autojump_clock) -> None:
     entered: list[str] = []
 
     async def wait_for_seat(house, name: str) -> None:
-        await house.supervisor.start(FakeWire(), Identity(user="ann"), sleeper)
+        await house.supervisor.start(FaultWire(), Identity(user="ann"), sleeper)
         entered.append(name)
 
     policies = Policies(overflow_user=Overflow.WAIT)
@@ -254,6 +254,25 @@ async def test_too_many_stuck_handlers_are_the_hard_limit(autojump_clock) -> Non
         await house.enter()  # they have returned after all
 
 
+@pytest.mark.req("R01", "R12")
+async def test_newcomers_who_are_evicted_while_they_wait_are_not_stuck(autojump_clock) -> None:
+    """They have no handler yet, so there is nothing of theirs that could be stuck."""
+    refused = []
+
+    async def arrive() -> None:
+        try:
+            await house.supervisor.start(FaultWire(), Identity(user="ann"), sleeper)
+        except (Superseded, HardLimitReached) as refusal:
+            refused.append(type(refusal))
+
+    async with open_house(limits=Limits(per_user=5, stuck=0)) as house:
+        await house.fill(5)
+        async with trio.open_nursery() as nursery:
+            for _ in range(50):
+                nursery.start_soon(arrive)
+        assert refused == [Superseded] * 45
+
+
 @pytest.mark.req("R05")
 async def test_ten_users_hold_their_full_share(autojump_clock) -> None:
     async with open_house(limits=Limits(per_user=5), policies=REJECT) as house:
@@ -281,7 +300,7 @@ async def test_a_caller_that_gives_up_while_waiting_was_never_here(autojump_cloc
     ) as house:
         await house.enter()
         with trio.move_on_after(1) as patience:
-            await house.supervisor.supervise(FakeWire(), Identity(user="ann"), sleeper)
+            await house.supervisor.supervise(FaultWire(), Identity(user="ann"), sleeper)
         assert patience.cancelled_caught
         assert house.supervisor.statistics().waiting == 0
         assert len(house.ids()) == 1

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from supervisor import ConnectionClosed
-from tests.fakes import FakeWire
+from supervisor.testing import FaultWire
 from tests.helpers import open_house, settle
 
 
@@ -48,7 +48,7 @@ async def test_a_membership_can_last_for_a_block(autojump_clock) -> None:
 
 async def test_publishing_reaches_everybody_once(autojump_clock) -> None:
     async with open_house() as house:
-        wires = [FakeWire() for _ in range(3)]
+        wires = [FaultWire() for _ in range(3)]
         conns = [await house.enter(wire=wire) for wire in wires]
         for conn in conns:
             conn.join("room")

@@ -13,7 +13,7 @@ from supervisor._decisions.memberships import Group
 from supervisor._decisions.roster import Roster
 from supervisor._decisions.stay import Stage, Stay
 from supervisor._mechanisms import audit as audit_module
-from tests.fakes import FakeWire
+from supervisor.testing import FaultWire
 from tests.helpers import open_house
 
 KICKED = CloseReason.KICKED
@@ -44,7 +44,7 @@ FORGERIES = {
 async def serving_stay(nursery: trio.Nursery, *, user: str) -> tuple[Ledger, Stay]:
     """A ledger with one serving connection and no keeper, so that nothing minds what is forged."""
     ledger = Ledger(Limits(), Timeouts(), Policies(), lambda user: None, Roster.of(10))
-    stay = Stay(wire=FakeWire(), **ledger.credentials(Identity(user=user), trio.sleep_forever))
+    stay = Stay(wire=FaultWire(), **ledger.credentials(Identity(user=user), trio.sleep_forever))
     ledger.admit(stay)
     stay.host.nursery, stay.host.alarm = nursery, trio.CancelScope(deadline=trio.current_time() + 1)
     nursery.start_soon(trio.sleep_forever)
@@ -110,6 +110,6 @@ async def test_nothing_needs_the_background_task(autojump_clock) -> None:
     """With the audit dead, everything is cleaned up all the same."""
     async with open_house(limits=Limits(idle_ttl=10)) as house:
         house.supervisor.audit_health.interval = math.inf
-        await house.enter(wire=FakeWire("mute"))
+        await house.enter(wire=FaultWire("mute"))
         await trio.sleep(11)
         assert house.ids() == []

@@ -12,7 +12,7 @@ from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 from trio_websocket import HandshakeError, open_websocket_url
 
-from tests.fakes import FakeWire
+from supervisor.testing import FaultWire
 from tests.serving import open_server
 
 ROOT = Path(__file__).parent.parent
@@ -45,7 +45,7 @@ async def test_the_first_example_of_the_readme_works() -> None:
 
 async def test_the_second_example_of_the_readme_works(autojump_clock, capsys) -> None:
     own_transport = run_blocks(ROOT / "README.md")["own_transport"]
-    wire = FakeWire()
+    wire = FaultWire()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(own_transport, wire)
         await trio.sleep(1)

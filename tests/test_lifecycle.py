@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import gc
+import logging
 import threading
 import weakref
 
@@ -11,10 +12,10 @@ import pytest
 import trio
 import trio.lowlevel
 
-from properties.world import STRAY
 from supervisor import CloseReason, ConnectionClosed, Identity, Limits, Timeouts, events, open_supervisor
-from tests.fakes import FakeWire, echo, sleeper
-from tests.helpers import open_house, reason, settle
+from supervisor.testing import Fault, FaultWire
+from supervisor.testing.world import STRAY
+from tests.helpers import echo, open_house, reason, settle, sleeper
 
 
 async def fails(conn) -> None:
@@ -50,7 +51,7 @@ async def stubborn(conn) -> None:
 async def test_a_failure_ends_its_own_connection_only(autojump_clock, caplog, handler) -> None:
     async with open_house() as house:
         neighbour = await house.enter()
-        wire = FakeWire()
+        wire = FaultWire()
         conn = await house.enter(handler=handler, wire=wire)
         await conn.wait_gone()
         assert (reason(conn), wire.farewell) == (CloseReason.FAILED, (1011, "handler failed"))
@@ -67,7 +68,7 @@ async def test_only_ctrl_c_and_exit_end_everything(autojump_clock, fatal: type[B
     async def interrupted(conn) -> None:
         raise fatal
 
-    wires = [FakeWire(), FakeWire()]
+    wires = [FaultWire(), FaultWire()]
     with pytest.raises(BaseExceptionGroup) as caught:
         async with open_supervisor() as supervisor:
             await supervisor.start(wires[0], Identity(user="ann"), sleeper)
@@ -80,12 +81,22 @@ async def test_only_ctrl_c_and_exit_end_everything(autojump_clock, fatal: type[B
 
 @pytest.mark.req("R11")
 @pytest.mark.parametrize(
-    ("kind", "took"),
-    [("polite", 0), ("slow", 0.2), ("mute", 0.5), ("raises", 0), ("shields", 0.6), ("never-reads", 0.5)],
+    ("wire", "took"),
+    [
+        (FaultWire(), 0),
+        (FaultWire("slow"), 0.2),
+        (FaultWire("mute"), 0.5),
+        (FaultWire("never-reads"), 0.5),
+        (FaultWire("half-open"), 0.5),
+        (FaultWire(faults=[Fault("close", "raise")]), 0),
+        (FaultWire(faults=[Fault("close", "hang")]), 0.5),
+        (FaultWire(faults=[Fault("close", "shield")]), 0.6),
+        (FaultWire(faults=[Fault("cut", "raise")]), 0),
+    ],
+    ids=str,
 )
-async def test_closing_is_bounded_whatever_the_peer_does(autojump_clock, kind: str, took: float) -> None:
+async def test_closing_is_bounded_whatever_the_peer_does(autojump_clock, wire: FaultWire, took: float) -> None:
     async with open_house() as house:
-        wire = FakeWire(kind)
         conn = await house.enter(wire=wire)
         before = trio.current_time()
         await house.supervisor.disconnect(conn.id)
@@ -105,7 +116,7 @@ async def test_handler_and_goodbye_share_one_budget(autojump_clock) -> None:
                 await trio.sleep(0.4)
 
     async with open_house() as house:
-        conn = await house.enter(handler=slow, wire=FakeWire("mute"))
+        conn = await house.enter(handler=slow, wire=FaultWire("mute"))
         record = await house.supervisor.disconnect(conn.id)
         assert record.cleanup == pytest.approx(0.5)
         assert record.stuck_at is None
@@ -114,7 +125,7 @@ async def test_handler_and_goodbye_share_one_budget(autojump_clock) -> None:
 @pytest.mark.req("R12")
 async def test_a_stuck_handler_is_set_aside_and_named(autojump_clock, caplog) -> None:
     async with open_house() as house:
-        wire = FakeWire()
+        wire = FaultWire()
         conn = await house.enter(handler=stubborn, wire=wire)
         conn.join("room")
         task = conn.task
@@ -137,7 +148,7 @@ async def test_a_stuck_handler_is_set_aside_and_named(autojump_clock, caplog) ->
 async def test_supervise_returns_although_its_handler_is_stuck(autojump_clock) -> None:
     async with open_house(limits=Limits(idle_ttl=5)) as house:
         before = trio.current_time()
-        why = await house.supervisor.supervise(FakeWire(), Identity(user="ann"), stubborn)
+        why = await house.supervisor.supervise(FaultWire(), Identity(user="ann"), stubborn)
         assert (why, trio.current_time() - before) == (CloseReason.IDLE, pytest.approx(5.5))
 
 
@@ -253,7 +264,7 @@ async def test_a_reader_sees_what_had_arrived_and_then_the_end(autojump_clock) -
         seen.append("still had time")
 
     async with open_house() as house:
-        wire = FakeWire()
+        wire = FaultWire()
         conn = await house.enter(handler=reader, wire=wire)
         wire.deliver("a")
         wire.deliver(b"b")
@@ -266,7 +277,7 @@ async def test_a_reader_sees_what_had_arrived_and_then_the_end(autojump_clock) -
 @pytest.mark.req("R51")
 async def test_a_handler_that_never_reads_is_cancelled_when_the_peer_leaves(autojump_clock) -> None:
     async with open_house() as house:
-        wire = FakeWire()
+        wire = FaultWire()
         conn = await house.enter(wire=wire)
         wire.hang_up(CloseReason.PEER_LOST)
         before = trio.current_time()
@@ -281,7 +292,7 @@ async def test_a_reader_that_does_something_else_is_cancelled_a_little_later(aut
         await trio.sleep_forever()
 
     async with open_house() as house:
-        wire = FakeWire()
+        wire = FaultWire()
         conn = await house.enter(handler=reads_once, wire=wire)
         wire.deliver("a")
         await settle()
@@ -321,7 +332,7 @@ async def test_sending_and_receiving_on_a_leaving_connection_say_why(autojump_cl
 async def test_a_cancelled_supervise_ends_the_connection_first(autojump_clock) -> None:
     async with open_house() as house:
         with trio.move_on_after(1) as patience:
-            await house.supervisor.supervise(FakeWire("mute"), Identity(user="ann"), sleeper)
+            await house.supervisor.supervise(FaultWire("mute"), Identity(user="ann"), sleeper)
         assert patience.cancelled_caught
         assert house.supervisor.statistics().connections == 0
         (closed,) = house.told(events.Closed)
@@ -336,7 +347,7 @@ async def test_a_peer_that_leaves_during_the_upgrade_never_meets_the_handler(aut
         met.append(conn)
 
     async with open_house() as house:
-        why = await house.supervisor.supervise(FakeWire("refuses"), Identity(user="ann"), handler)
+        why = await house.supervisor.supervise(FaultWire("refuses"), Identity(user="ann"), handler)
         assert (why, met) == (CloseReason.PEER_LOST, [])
 
 
@@ -358,7 +369,7 @@ async def test_beyond_the_bound_on_goodbyes_the_cut_is_immediate(autojump_clock)
     async with open_house(limits=Limits(closing=2)) as house:
         await house.fill(5, wire=None, handler=sleeper)
         for conn in house.supervisor.connections():
-            conn.wire.kind = "mute"
+            conn.wire.become("mute")
         records = await house.supervisor.disconnect_user("ann")
         assert sorted(round(record.cleanup, 3) for record in records) == [0, 0, 0, 0.5, 0.5]
 
@@ -410,14 +421,65 @@ ENDINGS = {
 }
 
 
+@pytest.mark.req("R19")
+async def test_a_wire_whose_own_task_fails_ends_its_own_connection_only(autojump_clock) -> None:
+    class Failing(FaultWire):
+        async def open(self, nursery, ended) -> None:
+            await super().open(nursery, ended)
+            nursery.start_soon(self.fail)
+
+        async def fail(self) -> None:
+            raise KeyError("a bug of the wire's")
+
+    async with open_house() as house:
+        neighbour = await house.enter()
+        conn = await house.enter(wire=Failing())
+        await conn.wait_gone()
+        assert (reason(conn), neighbour.end) == (CloseReason.FAILED, None)
+        assert [event.what for event in house.told(events.Failed)] == ["wire"]
+
+
+@pytest.mark.req("R19")
+async def test_a_wire_that_fails_while_the_outbox_is_written_ends_its_own_connection_only(autojump_clock) -> None:
+    async with open_house() as house:
+        neighbour = await house.enter()
+        conn = await house.enter(wire=FaultWire("slow", [Fault("send", "raise")]))
+        assert conn.send_nowait("x")
+        await conn.wait_gone()
+        assert (reason(conn), neighbour.end) == (CloseReason.FAILED, None)
+        assert [event.what for event in house.told(events.Failed)] == ["wire"]
+
+
 @pytest.mark.req("R21")
-@pytest.mark.parametrize("kind", ["polite", "mute", "raises", "never-reads"])
+async def test_a_failing_subscriber_leaves_no_cyclic_garbage(autojump_clock, caplog) -> None:
+    caplog.set_level(logging.CRITICAL + 1, "supervisor")  # what is written down is kept by the test
+
+    def fail(event: events.Event) -> None:
+        raise RuntimeError("a subscriber that fails")
+
+    async with open_supervisor() as supervisor:
+        supervisor.subscribe(fail)
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(5):
+                conn = await supervisor.start(FaultWire(), Identity(user="ann"), returns)
+                await conn.wait_gone()
+            del conn
+            await trio.sleep(0.01)
+            assert gc.collect() == 0
+        finally:
+            gc.enable()
+
+
+@pytest.mark.req("R21")
+@pytest.mark.parametrize("kind", ["healthy", "mute", "never-reads", "vanishes"])
 @pytest.mark.parametrize("ending", ENDINGS)
 async def test_no_ending_leaves_cyclic_garbage(autojump_clock, ending: str, kind: str) -> None:
     handler, act = ENDINGS[ending]
 
     async def life(house) -> None:
-        wire = FakeWire(kind)
+        wire = FaultWire(kind)
         conn = await house.supervisor.start(wire, Identity(user="ann"), handler)
         await trio.sleep(0.01)
         if callable(act):
@@ -425,7 +487,7 @@ async def test_no_ending_leaves_cyclic_garbage(autojump_clock, ending: str, kind
         elif act == "wait":
             await trio.sleep(300)
         elif act == "evict":
-            other = await house.supervisor.start(FakeWire(), Identity(user="ann"), sleeper)
+            other = await house.supervisor.start(FaultWire(), Identity(user="ann"), sleeper)
             other.close()
             await other.wait_gone()
         await conn.wait_gone()

@@ -7,7 +7,7 @@ import trio
 
 from supervisor import CloseReason, Frame, Limits, Policies, SlowConsumer
 from supervisor._decisions.outbox import Outbox, Put
-from tests.fakes import FakeWire
+from supervisor.testing import FaultWire
 from tests.helpers import open_house, reason, settle
 
 
@@ -52,13 +52,13 @@ async def test_what_a_stalled_peer_is_sent_keeps_its_order(autojump_clock) -> No
         await trio.sleep_forever()
 
     async with open_house() as house:
-        wire = FakeWire("never-reads")
+        wire = FaultWire("never-reads")
         conn = await house.enter(wire=wire, handler=sender)
         assert all(conn.send_nowait(str(number)) for number in range(3))
         await trio.sleep(2)
         assert conn.send_nowait("last")
         assert wire.sent == []
-        wire.read_again()
+        wire.become("healthy")
         await settle()
         assert sorted(wire.sent) == sorted(["0", "1", "2", "last", "sent"])
         assert wire.sent[:3] == ["0", "1", "2"]
@@ -67,8 +67,8 @@ async def test_what_a_stalled_peer_is_sent_keeps_its_order(autojump_clock) -> No
 @pytest.mark.req("R52")
 async def test_a_full_outbox_closes_the_slow_consumer_and_nobody_else(autojump_clock) -> None:
     async with open_house(limits=Limits(outbox_messages=10)) as house:
-        slow = await house.enter(wire=FakeWire("never-reads"))
-        healthy = FakeWire()
+        slow = await house.enter(wire=FaultWire("never-reads"))
+        healthy = FaultWire()
         good = await house.enter(wire=healthy)
         slow.join("room")
         good.join("room")
@@ -83,12 +83,12 @@ async def test_a_full_outbox_closes_the_slow_consumer_and_nobody_else(autojump_c
 async def test_dropping_keeps_the_connection(autojump_clock) -> None:
     policies = Policies(slow_consumer=SlowConsumer.DROP_OLDEST)
     async with open_house(limits=Limits(outbox_messages=2), policies=policies) as house:
-        wire = FakeWire("never-reads")
+        wire = FaultWire("never-reads")
         conn = await house.enter(wire=wire)
         for number in range(10):
             conn.send_nowait(str(number))
             await settle()
-        wire.read_again()
+        wire.become("healthy")
         await settle()
         assert wire.sent == ["0", "8", "9"]  # the first was being written already
         assert conn.end is None
@@ -96,27 +96,27 @@ async def test_dropping_keeps_the_connection(autojump_clock) -> None:
 
 async def test_what_is_queued_goes_out_before_the_goodbye(autojump_clock) -> None:
     async with open_house() as house:
-        wire = FakeWire("never-reads")
+        wire = FaultWire("never-reads")
         conn = await house.enter(wire=wire)
         conn.send_nowait("queued")
         await settle()
         conn.close()
         await trio.sleep(0.1)
-        wire.read_again()
+        wire.become("healthy")
         await conn.wait_gone()
         assert (wire.sent, wire.farewell) == (["queued"], (1000, "closed by the handler"))
 
 
 async def test_a_writer_is_there_only_while_something_is_queued(autojump_clock) -> None:
     async with open_house() as house:
-        wire = FakeWire()
+        wire = FaultWire()
         conn = await house.enter(wire=wire)
         conn.send_nowait("at once")
         assert len(conn.nursery.child_tasks) == 0
-        wire.kind = "never-reads"
+        wire.become("never-reads")
         conn.send_nowait("queued")
         assert len(conn.nursery.child_tasks) == 1
-        wire.read_again()
+        wire.become("healthy")
         await settle()
         assert len(conn.nursery.child_tasks) == 0
 
@@ -130,11 +130,11 @@ async def test_backpressure_is_for_the_handler_that_sends(autojump_clock) -> Non
             progress.append(name)
 
     async with open_house() as house:
-        wire = FakeWire("never-reads")
+        wire = FaultWire("never-reads")
         await house.enter(wire=wire, handler=sender)
         await trio.sleep(5)
         assert progress == []
-        wire.read_again()
+        wire.become("healthy")
         await settle()
         assert progress == ["a", "b"]
 
@@ -142,7 +142,7 @@ async def test_backpressure_is_for_the_handler_that_sends(autojump_clock) -> Non
 @pytest.mark.parametrize("message", ["text", b"bytes", bytearray(b"array"), memoryview(b"view")])
 async def test_what_a_message_may_be(autojump_clock, message) -> None:
     async with open_house() as house:
-        wire = FakeWire()
+        wire = FaultWire()
         conn = await house.enter(wire=wire)
         assert conn.send_nowait(message)
         assert wire.sent == [message if isinstance(message, str) else bytes(message)]
@@ -154,26 +154,38 @@ async def test_what_a_message_may_be(autojump_clock, message) -> None:
 async def test_a_dropped_message_is_not_counted_as_delivered(autojump_clock) -> None:
     policies = Policies(slow_consumer=SlowConsumer.DROP_NEWEST)
     async with open_house(limits=Limits(outbox_messages=1), policies=policies) as house:
-        conn = await house.enter(wire=FakeWire("never-reads"))
+        conn = await house.enter(wire=FaultWire("never-reads"))
         assert [conn.send_nowait(str(number)) for number in range(3)] == [True, False, False]
 
 
 async def test_nothing_follows_the_goodbye_of_a_slow_consumer(autojump_clock) -> None:
     async with open_house(limits=Limits(outbox_messages=5)) as house:
-        wire = FakeWire("never-reads")
+        wire = FaultWire("never-reads")
         conn = await house.enter(wire=wire)
         for number in range(10):
             conn.send_nowait(str(number))
             await settle()
         assert reason(conn) is CloseReason.TOO_SLOW
-        wire.read_again()
+        wire.become("healthy")
         await conn.wait_gone()
         assert wire.farewell == (4003, "too slow: the outbox is full")
         assert wire.sent in ([], ["0"])  # it was being written, and is finished or not
 
 
+async def test_a_message_that_finds_the_peer_gone_has_not_been_sent(autojump_clock) -> None:
+    class Reset(FaultWire):
+        def offer(self, frame: Frame) -> bool:
+            self.hang_up(CloseReason.PEER_LOST)
+            return False
+
+    async with open_house() as house:
+        conn = await house.enter(wire=Reset())
+        assert conn.send_nowait("x") is False
+        assert reason(conn) is CloseReason.PEER_LOST
+
+
 async def test_a_frame_larger_than_the_outbox_is_no_fault_of_the_peer(autojump_clock) -> None:
-    class NeverAtOnce(FakeWire):
+    class NeverAtOnce(FaultWire):
         def offer(self, frame: Frame) -> bool:
             return False
 

@@ -7,8 +7,8 @@ import trio
 
 from supervisor import CloseReason, Identity, LimitReached, Limits, Overflow, Policies, Timeouts, events
 from supervisor._decisions.shedding import excess
-from tests.fakes import FakeWire, sleeper
-from tests.helpers import open_house, reason, settle
+from supervisor.testing import FaultWire
+from tests.helpers import open_house, reason, settle, sleeper
 
 REJECT = Policies(overflow_user=Overflow.REJECT)
 
@@ -42,10 +42,10 @@ async def test_long_idle_connections_go_at_eighty_percent(autojump_clock) -> Non
 async def test_the_unresponsive_go_before_the_idle(autojump_clock) -> None:
     async with open_house(limits=Limits(per_user=20)) as house:
         idle = await house.fill(14)
-        mute = await house.enter(wire=FakeWire(answers_pings=False))
+        mute = await house.enter(wire=FaultWire(answers_pings=False))
         await trio.sleep(160)  # pinged every 20 s; the answers came, but for the last one
         assert reason(mute) is CloseReason.UNRESPONSIVE
-        mute = await house.enter(wire=FakeWire(answers_pings=False))
+        mute = await house.enter(wire=FaultWire(answers_pings=False))
         await trio.sleep(22)
         assert mute.end is None
         await house.enter()
@@ -108,7 +108,7 @@ async def test_a_stalled_write_makes_a_suspect(autojump_clock) -> None:
         await trio.sleep_forever()
 
     async with open_house(limits=Limits(per_user=5)) as house:
-        stalled = await house.enter(handler=sender, wire=FakeWire("never-reads"))
+        stalled = await house.enter(handler=sender, wire=FaultWire("never-reads"))
         await house.fill(2)
         await trio.sleep(2)
         await house.enter()
@@ -123,7 +123,7 @@ async def test_sending_does_not_make_a_mute_peer_responsive(autojump_clock) -> N
             await conn.send("tick")
 
     async with open_house(limits=Limits(per_user=5)) as house:
-        mute = await house.enter(handler=ticks, wire=FakeWire(answers_pings=False))
+        mute = await house.enter(handler=ticks, wire=FaultWire(answers_pings=False))
         await trio.sleep(30.2)
         await house.supervisor.shed()
         assert reason(mute) is CloseReason.SHED
@@ -138,7 +138,7 @@ async def test_what_a_refused_newcomer_has_freed_is_given_to_who_waits(autojump_
             await trio.sleep(500)
 
     async def wait() -> None:
-        await house.supervisor.start(FakeWire(), Identity(user="cid"), sleeper)
+        await house.supervisor.start(FaultWire(), Identity(user="cid"), sleeper)
 
     policies = Policies(overflow_total=Overflow.WAIT)
     limits = Limits(per_user=2, total=2, stuck=0)

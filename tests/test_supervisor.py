@@ -20,8 +20,8 @@ from supervisor import (
     events,
     open_supervisor,
 )
-from tests.fakes import FakeWire, sleeper
-from tests.helpers import open_house, reason, settle
+from supervisor.testing import FaultWire
+from tests.helpers import open_house, reason, settle, sleeper
 
 
 @pytest.mark.req("R17")
@@ -82,7 +82,7 @@ async def test_cleanups_of_several_users_do_not_interfere(autojump_clock) -> Non
     async with open_house(limits=Limits(per_user=20)) as house:
         for number in range(10):
             for _ in range(20):
-                await house.enter(f"user-{number}", wire=FakeWire("mute"))
+                await house.enter(f"user-{number}", wire=FaultWire("mute"))
         before = trio.current_time()
         async with trio.open_nursery() as nursery:
             for number in range(10):
@@ -118,8 +118,8 @@ async def test_drain_ends_all_at_a_rate_and_admits_nobody(autojump_clock) -> Non
 
 async def test_cut_does_not_wait_for_goodbyes(autojump_clock) -> None:
     async with open_house() as house:
-        for kind in ("mute", "polite", "never-reads"):
-            await house.enter(wire=FakeWire(kind))
+        for kind in ("mute", "healthy", "never-reads"):
+            await house.enter(wire=FaultWire(kind))
         house.supervisor.connections()[0].close()
         before = trio.current_time()
         assert len(await house.supervisor.cut()) == 3
@@ -131,7 +131,7 @@ async def test_cut_does_not_wait_for_goodbyes(autojump_clock) -> None:
 async def test_drain_keeps_its_deadline(autojump_clock) -> None:
     async with open_house(limits=Limits(per_user=100)) as house:
         for _ in range(100):
-            await house.enter(wire=FakeWire("mute"))
+            await house.enter(wire=FaultWire("mute"))
         started = trio.current_time()
         assert len(await house.supervisor.drain(rate=1, deadline=3)) == 100
         assert trio.current_time() - started == pytest.approx(3.5)
@@ -148,7 +148,7 @@ async def test_drain_refuses_nonsense_and_loses_nothing(autojump_clock, bad) -> 
 
 
 async def test_leaving_the_block_ends_everybody_in_half_a_second(autojump_clock) -> None:
-    wires = [FakeWire(kind) for kind in ("polite", "mute", "never-reads")]
+    wires = [FaultWire(kind) for kind in ("healthy", "mute", "never-reads")]
     async with open_supervisor() as supervisor:
         conns = [await supervisor.start(wire, Identity(user="ann"), sleeper) for wire in wires]
         await settle()
@@ -161,7 +161,7 @@ async def test_leaving_the_block_ends_everybody_in_half_a_second(autojump_clock)
 async def test_what_the_block_raises_comes_out_as_it_is(autojump_clock) -> None:
     with pytest.raises(LookupError, match="mine"):
         async with open_supervisor() as supervisor:
-            await supervisor.start(FakeWire("mute"), Identity(user="ann"), sleeper)
+            await supervisor.start(FaultWire("mute"), Identity(user="ann"), sleeper)
             raise LookupError("mine")
     assert supervisor.statistics().seats == 0
 
@@ -169,7 +169,7 @@ async def test_what_the_block_raises_comes_out_as_it_is(autojump_clock) -> None:
 async def test_a_cancellation_from_outside_is_honoured_and_bounded(autojump_clock) -> None:
     with trio.move_on_after(1) as scope:
         async with open_supervisor() as supervisor:
-            await supervisor.start(FakeWire("mute"), Identity(user="ann"), sleeper)
+            await supervisor.start(FaultWire("mute"), Identity(user="ann"), sleeper)
             await trio.sleep_forever()
     assert scope.cancelled_caught
     assert trio.current_time() == pytest.approx(1.5)
@@ -224,7 +224,7 @@ async def test_a_subscriber_may_ask_and_tell_from_within(autojump_clock) -> None
         await house.fill(3, "bob")
         assert set(audits) == {()}
         kinds = [type(event).__name__ for event in house.heard if not isinstance(event, events.Audited)]
-        assert kinds[:2] == ["Admitted", "Closed"]
+        assert kinds[:3] == ["Admitted", "Leaving", "Closed"]
 
 
 async def test_the_connection_of_an_id(autojump_clock) -> None:
@@ -239,14 +239,14 @@ async def test_the_connection_of_an_id(autojump_clock) -> None:
 
 async def test_time_outs_are_what_they_say(autojump_clock) -> None:
     async with open_house(timeouts=Timeouts(close=2, handler_exit=1)) as house:
-        mute = await house.enter(wire=FakeWire("mute"))
+        mute = await house.enter(wire=FaultWire("mute"))
         assert (await house.supervisor.disconnect(mute.id)).cleanup == pytest.approx(2)
 
 
 async def test_drain_counts_those_who_were_here_and_not_those_who_waited(autojump_clock) -> None:
     async def wait() -> None:
         with pytest.raises(Draining):
-            await house.supervisor.start(FakeWire(), Identity(user="bob"), sleeper)
+            await house.supervisor.start(FaultWire(), Identity(user="bob"), sleeper)
 
     policies = Policies(overflow_total=Overflow.WAIT)
     async with open_house(limits=Limits(total=1), policies=policies) as house:

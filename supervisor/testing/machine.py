@@ -1,0 +1,327 @@
+"""A Hypothesis machine: random sequences of connecting, failing and leaving; a model must agree after each step.
+
+::
+
+    class MyMachine(SupervisorMachine):
+        handler = staticmethod(my_handler)
+
+    TestMyHandler = MyMachine.TestCase
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import attrs
+import trio
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
+
+from .._mechanisms.connection import Connection
+from .._mechanisms.supervisor import Handler, Supervisor, open_supervisor
+from .._words.closing import CloseReason
+from .._words.errors import ConnectionClosed, NotFound, Refused
+from .._words.identity import Identity
+from .._words.limits import Limits, Policies, Timeouts
+from . import strategies
+from .holders import who_holds
+from .model import HAIR, Model
+from .schedule import Stepper
+from .wire import FaultWire, Peer
+from .world import STRAY
+
+
+@attrs.define(eq=False)
+class Visit:
+    """One attempt to connect: its wire, and the strings of the puppet that handles it."""
+
+    user: str
+    wire: FaultWire
+    strings: tuple[trio.MemorySendChannel[str], trio.MemoryReceiveChannel[str]] = attrs.field(
+        factory=lambda: trio.open_memory_channel[str](100)
+    )
+    conn: Connection | None = None
+
+    async def puppet(self, conn: Connection) -> None:
+        """Do as ordered, until something ends it."""
+        self.conn = conn
+        async for order in self.strings[1]:
+            await ORDERS[order](conn)
+            if order == "return":
+                return
+
+
+async def _nothing(conn: Connection) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+async def _raise(conn: Connection) -> None:
+    raise ValueError("handler raises")
+
+
+async def _raise_stray(conn: Connection) -> None:
+    raise BaseExceptionGroup("stray", [STRAY.with_traceback(None), KeyError(1)])
+
+
+async def _shield(conn: Connection) -> None:
+    with trio.CancelScope(shield=True):
+        await trio.sleep(2)
+
+
+async def _swallow(conn: Connection) -> None:
+    try:
+        await trio.sleep(1)
+    except trio.Cancelled:  # noqa: ASYNC103 - a handler that nobody should write
+        await _shield(conn)
+
+
+async def _send(conn: Connection) -> None:
+    with trio.move_on_after(0.3):
+        await conn.send("from the handler")
+
+
+async def _receive(conn: Connection) -> None:
+    with trio.move_on_after(0.3):
+        await conn.receive()
+
+
+async def _publish(conn: Connection) -> None:
+    conn.join("hall", "metadata")
+    conn.supervisor.room("hall").publish("to all")
+    await trio.lowlevel.checkpoint()
+
+
+async def _join_while_closing(conn: Connection) -> None:
+    conn.join("corridor")
+    try:
+        await trio.sleep(1)
+    finally:
+        if conn.end is not None:
+            try:
+                conn.join("too late")
+            except ConnectionClosed:
+                pass
+            else:
+                raise AssertionError("joined while leaving")
+
+
+async def _close_oldest(conn: Connection) -> None:
+    conn.supervisor.connections()[0].close(4321, "by a neighbour")
+    await trio.lowlevel.checkpoint()
+
+
+async def _hook(conn: Connection) -> None:
+    async def fails() -> None:
+        raise KeyError("hook raises")
+
+    conn.on_close(trio.sleep, 0.2)
+    conn.on_close(fails)
+    await trio.lowlevel.checkpoint()
+
+
+ORDERS: dict[str, Callable[[Connection], Any]] = {
+    "return": _nothing,
+    "raise": _raise,
+    "raise a stray Cancelled": _raise_stray,
+    "shield": _shield,
+    "swallow": _swallow,
+    "send": _send,
+    "receive": _receive,
+    "join and publish": _publish,
+    "join while closing": _join_while_closing,
+    "close the oldest": _close_oldest,
+    "add hooks": _hook,
+}
+
+
+class SupervisorMachine(RuleBasedStateMachine):
+    """Steps of any kind, one after another or several at once. `handler` is what connections are given to."""
+
+    #: Your own, as ``staticmethod(my_handler)``; None: a puppet that does whatever the machine orders.
+    handler: ClassVar[Handler | None] = None
+    visits: Bundle[Visit] = Bundle("visits")
+
+    @initialize(
+        seed=strategies.seeds, limits=strategies.limits, timeouts=strategies.timeouts, policies=strategies.policies
+    )
+    def open(self, seed: int, limits: Limits, timeouts: Timeouts, policies: Policies) -> None:
+        """A supervisor of its own, on a schedule of its own."""
+        gc.disable()  # what a cycle holds must be found, not collected
+        self.stepper = Stepper(seed)
+        self.model = Model(limits, timeouts, policies, hears_everything=False)
+        self.timeouts = timeouts
+        self._opened: list[Supervisor] = []
+        self._seen: list[weakref.ref[Connection]] = []
+        self.stepper.call(self._start, limits, timeouts, policies)
+        self.supervisor = self._opened[0]
+
+    def _start(self, limits: Limits, timeouts: Timeouts, policies: Policies) -> None:
+        assert self.stepper.nursery is not None
+        self._leave = trio.Event()
+        self._left = trio.Event()
+        self.stepper.nursery.start_soon(self._keep_open, limits, timeouts, policies)
+
+    async def _keep_open(self, limits: Limits, timeouts: Timeouts, policies: Policies) -> None:
+        async with open_supervisor(limits=limits, timeouts=timeouts, policies=policies) as supervisor:
+            supervisor.subscribe(self.model)
+            self._opened.append(supervisor)
+            await self._leave.wait()
+        self._left.set()
+
+    # -- arriving ----------------------------------------------------------------------------------------------
+
+    @rule(target=visits, user=strategies.users, wire=strategies.wires)
+    def connect(self, user: str, wire: FaultWire) -> Visit:
+        """One more."""
+        return self._connect([(user, wire)])[0]
+
+    @rule(target=visits, arrivals=st.lists(st.tuples(strategies.users, strategies.wires), min_size=2, max_size=8))
+    def connect_at_once(self, arrivals: list[tuple[str, FaultWire]]) -> Any:
+        """Several in one tick, in an order of the schedule's choice."""
+        return multiple(*self._connect(arrivals))
+
+    def _connect(self, arrivals: list[tuple[str, FaultWire]]) -> list[Visit]:
+        visits = [Visit(user, wire) for user, wire in arrivals]
+
+        async def arrive() -> None:
+            assert self.stepper.nursery is not None
+            for visit in visits:
+                self.stepper.nursery.start_soon(self._visit, visit)
+
+        self.stepper.run(arrive)
+        return visits
+
+    async def _visit(self, visit: Visit) -> None:
+        async def handler(conn: Connection) -> None:
+            self._seen.append(weakref.ref(conn))
+            await (type(self).handler or visit.puppet)(conn)
+
+        self.model.arriving(visit.user, visit.wire)
+        try:
+            await self.supervisor.supervise(visit.wire, Identity(user=visit.user), self.model.watch(handler))
+        except Refused:
+            pass
+        visit.conn = None
+
+    # -- what peers and handlers do ----------------------------------------------------------------------------
+
+    @rule(visit=visits, message=strategies.messages)
+    def peer_sends(self, visit: Visit, message: str | bytes) -> None:
+        """A message arrives."""
+        self.stepper.call(visit.wire.deliver, message)
+
+    @rule(visit=visits, reason=st.sampled_from([CloseReason.PEER_CLOSED, CloseReason.PEER_LOST]))
+    def peer_leaves(self, visit: Visit, reason: CloseReason) -> None:
+        """With a close frame, or without."""
+        self.stepper.call(visit.wire.hang_up, reason)
+
+    @rule(visit=visits, kind=st.sampled_from([kind for kind in Peer if kind is not Peer.REFUSES]))
+    def peer_changes(self, visit: Visit, kind: Peer) -> None:
+        """It recovers, or it gets worse."""
+        self.stepper.call(visit.wire.become, kind)
+
+    @rule(visit=visits, order=st.sampled_from(list(ORDERS)))
+    def handler_is_ordered(self, visit: Visit, order: str) -> None:
+        """A puppet does something."""
+        if order == "close the oldest":
+            self.stepper.call(self.model.told, CloseReason.CLOSED)
+        self.stepper.call(visit.strings[0].send_nowait, order)
+
+    @rule(seconds=strategies.pauses)
+    def time_passes(self, seconds: float) -> None:
+        """And whatever is due happens."""
+        self.stepper.advance(seconds)
+
+    # -- what operators do -------------------------------------------------------------------------------------
+
+    def _by_hand(self, reason: CloseReason, async_fn: Callable[..., Any], *args: Any) -> None:
+        async def act() -> None:
+            try:
+                await async_fn(*args)
+            except NotFound:
+                pass
+
+        def begin() -> None:
+            assert self.stepper.nursery is not None
+            self.model.told(reason)
+            self.stepper.nursery.start_soon(act)
+
+        self.stepper.call(begin)
+
+    @rule(visit=visits)
+    def disconnect(self, visit: Visit) -> None:
+        """One connection, by its id."""
+        if visit.conn is not None:
+            self._by_hand(CloseReason.KICKED, self.supervisor.disconnect, visit.conn.id)
+
+    @rule(user=strategies.users)
+    def disconnect_user(self, user: str) -> None:
+        """All of one user's."""
+        self._by_hand(CloseReason.KICKED, self.supervisor.disconnect_user, user)
+
+    @rule(older_than=st.sampled_from([0.5, 2.0]))
+    def expire_idle(self, older_than: float) -> None:
+        """Whoever has been idle for so long."""
+        self._by_hand(CloseReason.IDLE, self.supervisor.expire_idle, older_than)
+
+    @rule()
+    def shed(self) -> None:
+        """Emergency cleanup by hand."""
+        self._by_hand(CloseReason.SHED, self.supervisor.shed)
+
+    @rule(rate=st.sampled_from([2.0, 1000.0]))
+    def drain(self, rate: float) -> None:
+        """The end of the day; nobody is admitted any more."""
+        self._by_hand(CloseReason.RESTART, self.supervisor.drain, rate, 1.0)
+
+    @rule()
+    def a_subscriber_fails(self) -> None:
+        """From now on one raises at everything it is told."""
+
+        def fail(event: object) -> None:
+            raise RuntimeError("a subscriber that fails")
+
+        self.stepper.call(self.supervisor.subscribe, fail)
+
+    # -- what must hold ----------------------------------------------------------------------------------------
+
+    @invariant()
+    def everything_agrees(self) -> None:
+        """The audit finds nothing, and the model has in whom the supervisor has in."""
+        if not hasattr(self, "supervisor"):
+            return
+        orphans = self.stepper.call(self.supervisor.audit)
+        assert orphans == (), orphans
+        self.stepper.call(self.model.compare, self.supervisor)
+        assert self.model.problems == [], self.model.problems
+
+    def teardown(self) -> None:
+        """Once faults stop, everything drains to the exact baseline within the promised time."""
+        if not hasattr(self, "supervisor"):
+            return
+        try:
+            self.stepper.advance(10)  # whoever shields itself comes to an end
+            self._close()
+            self.stepper.call(self.model.compare_at_the_end, self.supervisor)
+            assert self.model.problems == [], self.model.problems
+            assert not (living := self.stepper.tasks()), f"tasks that remain: {living}"
+            kept = [conn for ref in self._seen if (conn := ref()) is not None]
+            assert not kept, f"{len(kept)} connections are gone, and held by {', '.join(who_holds(kept[0]))}"
+        finally:
+            gc.enable()
+            self.stepper.close()
+
+    def _close(self) -> None:
+        def leave() -> None:
+            self.model.told(CloseReason.GOING_AWAY, CloseReason.RESTART)
+            self._leave.set()
+
+        self.stepper.call(leave)
+        self.stepper.advance(max(self.timeouts.close, self.timeouts.handler_exit) + HAIR)
+        if not self._left.is_set():
+            assert self.supervisor.statistics().stuck, "closed late, though nobody is stuck"
+            self.stepper.advance(10)
+        assert self._left.is_set(), "does not close"

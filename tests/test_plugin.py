@@ -1,0 +1,63 @@
+"""The pytest plugin, run on tests that leak, each in its own way, and on one that does not."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+HEAD = """
+import socket
+import trio
+from supervisor import Identity
+
+async def sleeper(conn):
+    await trio.sleep_forever()
+
+async def in_and_out(supervisor, wire):
+    conn = await supervisor.start(wire, Identity(user="ann"), sleeper)
+    wire.hang_up()
+    await conn.wait_gone()
+"""
+
+LEAKS = {
+    "task": (
+        "trio.lowlevel.spawn_system_task(trio.sleep_forever)  # here",
+        ["*task: trio.sleep_forever is still running*"],
+    ),
+    "file": (
+        "global kept; kept = socket.socket()  # here",
+        ["*file descriptor: * is still open: socket:*"],
+    ),
+    "connection": (
+        'await supervisor.start(fault_wire(), Identity(user="ann"), sleeper)  # here',
+        ["*entry: connection c1 of user 'ann' is still there*", "*token: 1 of the total limit are still taken*"],
+    ),
+    "garbage": (
+        "wire = fault_wire(); wire.inbox.append(wire)  # here",
+        ["*garbage: 1 × FaultWire only the collector can free*"],
+    ),
+}
+
+
+def run(pytester: pytest.Pytester, line: str) -> pytest.RunResult:
+    pytester.makeini("[pytest]\ntrio_mode = true\n")
+    test = f"async def test_it(supervisor, fault_wire, leak_check):\n    {line}\n"
+    pytester.makepyfile(HEAD + test)
+    return pytester.runpytest_subprocess("-q")
+
+
+@pytest.mark.req("R23")
+@pytest.mark.parametrize("leak", LEAKS)
+def test_a_leak_fails_its_test_and_the_line_is_named(pytester: pytest.Pytester, leak: str) -> None:
+    line, told = LEAKS[leak]
+    result = run(pytester, line)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(told)
+    number = HEAD.count("\n") + 1  # after the one at its beginning has been stripped
+    assert f"test_a_leak_fails_its_test_and_the_line_is_named.py:{number}" in result.stdout.str()
+
+
+@pytest.mark.req("R23")
+def test_nothing_left_nothing_said(pytester: pytest.Pytester) -> None:
+    run(pytester, "await in_and_out(supervisor, fault_wire())").assert_outcomes(passed=1)
