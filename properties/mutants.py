@@ -1,54 +1,195 @@
-"""Ledgers that are broken in one place each; the worlds must convict every one.
+"""The core, broken on purpose: one place each, as somebody tired might break it. The properties must convict every one.
 
-Run one with ``python -m properties.mutants NAME``.
+Run one with ``python -m properties.mutants NAME``: it exits with `CONVICTED`, or with 0 if nobody has noticed.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.abc
+import importlib.machinery
 import logging
 import os
 import signal
 import sys
-from typing import Any
+from types import ModuleType
 
+import attrs
 import trio
 
-from properties.world import run
-
 CONVICTED = 3
-SEEDS = 200
-#: Task steps, and seconds, after which a broken world is taken for endless. Sound ones take 200 steps on average.
-ENDLESS_STEPS = 50_000
-ENDLESS_SECONDS = 6
+WORLDS = 150
+EXAMPLES = 150
+#: Task steps after which a broken world is taken for endless; sound ones take 300 on average. And seconds, for loops
+#: that never get to a step.
+ENDLESS_STEPS = 20_000
+ENDLESS_SECONDS = 10
 
 
-def nothing(*args: Any, **kwargs: Any) -> None:
-    """Instead of something."""
+@attrs.frozen
+class Mutant:
+    """In `module`, `before` is replaced by `after`."""
+
+    module: str
+    before: str
+    after: str
 
 
-MUTANTS: dict[str, tuple[str, Any]] = {
-    "claims beyond the limit": ("roster.Roster.full", property(lambda self: False)),
-    "a token is not given back": ("ledger.Ledger._give_back", nothing),
-    "the evicted keep their claim": ("ledger.Ledger._leave", nothing),
-    "rooms are forgotten": ("memberships.Memberships.leave_all", nothing),
-    "nobody is set aside": ("ledger.Ledger._set_aside", nothing),
-    "heirs are forgotten": ("seats.Seats.give_back", lambda self, stay: self.limiter.release_on_behalf_of(stay)),
-    "the keeper sleeps on": ("stay.User.ring_by", nothing),
-    "users are not closed": ("ledger.Ledger.close_user", nothing),
-    "nobody is forgotten": ("ledger.Ledger.forget", nothing),
-    "who waits is not promoted": ("ledger.Ledger._promote", nothing),
-    "handlers are not rearmed": ("ledger.Ledger._rearm", nothing),
-    "activity is not kept in order": (
-        "ledger.Ledger.touch",
-        lambda self, stay: setattr(stay, "last_active", trio.current_time()),
+LEDGER, LIFECYCLE = "_decisions.ledger", "_mechanisms.lifecycle"
+MUTANTS: dict[str, Mutant] = {
+    # limits
+    "the limit is off by one": Mutant("_decisions.roster", "len(self.claims) >= self", "len(self.claims) > self"),
+    "a full limit admits instead of rejecting": Mutant(
+        "_decisions.admission", "return Refuse(LimitReached(name, limit", "return Admit() or (LimitReached(name, limit"
     ),
-    "activity does not count": ("ledger.Ledger.touch", nothing),
+    "the youngest is evicted": Mutant(
+        "_decisions.admission", "victim = next(iter(roster.claims))", "victim = next(reversed(roster.claims))"
+    ),
+    "the busiest is evicted for the idlest": Mutant(
+        "_decisions.admission", "next(iter(roster.by_activity))", "next(reversed(roster.by_activity))"
+    ),
+    "the most modest is evicted for the greediest": Mutant("_decisions.admission", "max(users", "min(users"),
+    "the evicted keep their claim": Mutant(
+        LEDGER, "self._leave(verdict.evict, CloseReason.EVICTED, verdict.sentence)", "pass"
+    ),
+    "the evicted are not cancelled": Mutant(
+        LEDGER, "            stay.scope.cancel(stay.end.text)\n        stay.host", "            pass\n        stay.host"
+    ),
+    "newcomers who wait count as stuck": Mutant("_decisions.stay", "self.begun and self.stage", "self.stage"),
+    "draining, and still admitting": Mutant(
+        LEDGER, "if not self.open:\n            raise", "if False:\n            raise"
+    ),
+    # emergency cleanup
+    "emergency starts one too late": Mutant("_decisions.shedding", "if claims < math.ceil", "if claims <= math.ceil"),
+    "emergency sheds one too many": Mutant(
+        "_decisions.shedding", "return claims - math.floor", "return 1 + claims - math.floor"
+    ),
+    "emergency takes the healthy": Mutant("_decisions.shedding", "limits.idle_ttl / 2", "limits.idle_ttl / 100"),
+    "emergency never takes the unresponsive": Mutant(
+        "_decisions.stay", "return pinged or (stalled", "return False and (stalled"
+    ),
+    # seats
+    "a token is not given back": Mutant(
+        LEDGER, "stay.scope = stay.handler = None\n        self._give_back(stay)", "stay.scope = stay.handler = None"
+    ),
+    "an heir is forgotten": Mutant("_decisions.seats", "        return heir", "        return None"),
+    "the slow keep their seats": Mutant(LEDGER, "                self._give_back(slow)", "                pass"),
+    "who waits is not promoted": Mutant(
+        LEDGER, "if self.total.full:\n                return", "if True:\n                return"
+    ),
+    "last come, first served": Mutant(
+        LEDGER,
+        "for stay in list(self.total.files[Stage.QUEUED]):\n            if self.total.full",
+        "for stay in reversed(list(self.total.files[Stage.QUEUED])):\n            if self.total.full",
+    ),
+    # indexes
+    "rooms are not left": Mutant(LEDGER, "        self.memberships.leave_all(stay)\n", ""),
+    "a membership is forgotten on one side": Mutant(
+        "_decisions.memberships", "        del members[stay]\n", "        members.get(stay)\n"
+    ),
+    "an empty room goes on": Mutant("_decisions.memberships", "        if not members:\n", "        if False:\n"),
+    "another key for cleaning up": Mutant(
+        LEDGER, "del self.connections[stay.id]", "self.connections.pop(stay.host.name, None)"
+    ),
+    "users are never closed": Mutant(
+        LEDGER, "        del self.users[user.name]\n        return True", "        return False"
+    ),
+    "a user is closed under another key": Mutant(
+        LEDGER, "del self.users[user.name]", "self.users.pop(user.name.upper(), None)"
+    ),
+    "nobody is forgotten": Mutant(LEDGER, "        self._refile(stay, Stage.GONE)\n", ""),
+    # ends
+    "closed twice": Mutant(
+        LEDGER,
+        "            self.bulletin.post(stay.closed)\n",
+        "            self.bulletin.post(stay.closed)\n            self.bulletin.post(stay.closed)\n",
+    ),
+    "the last reason wins": Mutant(
+        LEDGER, "        if stay.end is not None:\n            return False\n        now", "        now"
+    ),
+    "closing has no bound of its own": Mutant(LIFECYCLE, "deadline=since + ledger.timeouts.close", "deadline=math.inf"),
+    "nobody is set aside": Mutant(LEDGER, "            self._set_aside(stay)\n", "            pass\n"),
+    "the set aside keep their seat": Mutant(
+        LEDGER,
+        "        self._give_back(stay)\n        self._refile(stay, Stage.STUCK)",
+        "        self._refile(stay, Stage.STUCK)",
+    ),
+    "a handler's failure fails everything": Mutant(LIFECYCLE, "return interrupted or trio", "return True or trio"),
+    "a stray cancellation is let out": Mutant(
+        LIFECYCLE, "return interrupted or trio", "return interrupted or 'Cancelled' in repr(exception) or trio"
+    ),
+    "the close frame is sent twice": Mutant(
+        LIFECYCLE,
+        "            await wire.close(conn.end.code, conn.end.text)\n",
+        "            await wire.close(conn.end.code, conn.end.text)\n" * 2,
+    ),
+    # time
+    "the keeper sleeps on": Mutant("_decisions.stay", "            self.alarm.deadline = when\n", "            pass\n"),
+    "idle is twice as long": Mutant(
+        "_decisions.dues", "stay.last_active + limits.idle_ttl", "stay.last_active + 2 * limits.idle_ttl"
+    ),
+    "nobody's lifetime ends": Mutant("_decisions.dues", "ends_at = now + limits.lifetime", "ends_at = math.inf"),
+    "a ping is activity": Mutant(
+        LEDGER,
+        "            stay.pinged_at = trio.current_time()\n",
+        "            stay.pinged_at = trio.current_time()\n            self.touch(stay)\n",
+    ),
+    "publishing is activity": Mutant(
+        "_mechanisms.connection",
+        "if not self._writing and self.wire.offer(frame):\n",
+        "if not self._writing and self.wire.offer(frame):\n            self._ledger.touch(self)\n",
+    ),
+    "activity does not count": Mutant(
+        LEDGER,
+        "        stay.last_active = trio.current_time()\n        if stay.end is None",
+        "        if stay.end is None",
+    ),
+    "activity is not kept in order": Mutant(LEDGER, "            self.total.by_activity.move_to_end(stay)\n", ""),
+    "nobody is pinged": Mutant(LEDGER, "            self._of_wire(stay, stay.wire.ping)\n", ""),
+    "the mute are never found": Mutant("_decisions.dues", "if silent_since < stay.pinged_at:", "if False:"),
+    "handlers have no deadline of their own": Mutant(LEDGER, "if stay.begun and stay.scope is not None:", "if False:"),
+    # events and outboxes
+    "a subscriber's failure is let out": Mutant(
+        "_decisions.bulletin", "if isinstance(event, Failed) and", "raise\n            if isinstance(event, Failed) and"
+    ),
+    "subscribers are told in the middle of a step": Mutant(
+        "_decisions.bulletin",
+        "        self.pending.append(event)\n",
+        "        self.pending.append(event)\n        self.deliver()\n",
+    ),
+    "the outbox has no bound": Mutant("_decisions.outbox", "return bool(self.frames) and (", "return False and ("),
+    "the outbox is a stack": Mutant("_decisions.outbox", "self.frames.popleft()", "self.frames.pop()"),
+    "a dropped message is still counted": Mutant("_decisions.outbox", "        self.bytes -= len(frame)\n", ""),
 }
 
 
+@attrs.define
+class Patcher(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports one module with one place of its source replaced."""
+
+    mutant: Mutant
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> importlib.machinery.ModuleSpec | None:
+        if fullname != f"supervisor.{self.mutant.module}":
+            return None
+        found = importlib.machinery.PathFinder.find_spec(fullname, path)  # type: ignore[arg-type]
+        assert found is not None
+        return importlib.machinery.ModuleSpec(fullname, self, origin=found.origin)
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        assert module.__spec__.origin is not None
+        with open(module.__spec__.origin) as file:
+            source = file.read()
+        exec(compile(self.patched(source), module.__spec__.origin, "exec"), module.__dict__)
+
+    def patched(self, source: str) -> str:
+        assert source.count(self.mutant.before) == 1, f"found {source.count(self.mutant.before)} times"
+        return source.replace(self.mutant.before, self.mutant.after)
+
+
 class Patience(trio.abc.Instrument):
-    """Ends the process when a world does not come to its end."""
+    """Ends the process when a run does not come to its end."""
 
     steps = 0
 
@@ -62,20 +203,32 @@ class Patience(trio.abc.Instrument):
             os._exit(CONVICTED)
 
 
-def main(name: str) -> int:
-    """0 if every world is well, `CONVICTED` if one is not."""
-    logging.getLogger("supervisor").setLevel(logging.CRITICAL + 1)
+def convict() -> None:
+    """Raises as soon as anything is noticed."""
+    from properties import decisions  # not before the patch is in place
+    from supervisor.testing.machine import SupervisorMachine
+    from supervisor.testing.world import play
+
+    decisions.run_all(EXAMPLES)
     patience = Patience()
+    for seed in range(WORLDS):
+        world = play(seed, patience)
+        assert not world.problems, world.problems[0]
+    signal.alarm(6 * ENDLESS_SECONDS)
+    decisions.run_machine(SupervisorMachine, EXAMPLES)
+
+
+def main(name: str) -> int:
+    logging.getLogger("supervisor").setLevel(logging.CRITICAL + 1)
     if name != "none":
-        place, replacement = MUTANTS[name]
-        module, cls, attribute = place.split(".")
-        owner = getattr(importlib.import_module(f"supervisor._decisions.{module}"), cls)
-        setattr(owner, attribute, replacement)
+        sys.meta_path.insert(0, Patcher(MUTANTS[name]))
+    importlib.import_module("supervisor")  # so that a patch that fits no more is an error, and no conviction
     try:
-        well = not any(run(seed, patience).problems for seed in range(SEEDS))
-    except BaseException:  # noqa: BLE001 - what is broken may break in any way
-        well = False
-    return 0 if well else CONVICTED
+        convict()
+    except BaseException as exception:  # noqa: BLE001 - what is broken may break in any way
+        sys.stderr.write(f"{type(exception).__name__}: {exception}\n")
+        return CONVICTED
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,483 @@
+"""Each decision module beside a model of it that is too simple to be wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from supervisor import (
+    CloseReason,
+    End,
+    Frame,
+    HardLimitReached,
+    Identity,
+    Limits,
+    Overflow,
+    Policies,
+    SlowConsumer,
+    Timeouts,
+)
+from supervisor._decisions.admission import Admit, Refuse, Wait, decide
+from supervisor._decisions.bulletin import Bulletin, step
+from supervisor._decisions.dues import OVERRUN, Act, lifetime, next_due
+from supervisor._decisions.memberships import Group, Memberships
+from supervisor._decisions.outbox import Outbox, Put
+from supervisor._decisions.roster import Roster
+from supervisor._decisions.seats import Seats
+from supervisor._decisions.shedding import excess, reclaimable
+from supervisor._decisions.stay import Stage, Stay, User
+from supervisor._words.events import Audited, Failed
+from supervisor.testing import FaultWire, strategies
+
+NAMES = "abcd"
+STAGES = tuple(Stage)
+times = st.sampled_from([0.0, 0.5, 1.0, 2.0, 5.0, 300.0])
+
+
+def stay_of(user: str = "a", now: float = 0.0, ends_at: float = math.inf) -> Stay:
+    """Somebody, on a wire on which nothing has happened."""
+    identity = Identity(user=user)
+    return Stay("c", identity, FaultWire(), None, now, ends_at, CloseReason.LIFETIME)
+
+
+class OutboxMachine(RuleBasedStateMachine):
+    """A queue is a list."""
+
+    @initialize(messages=st.integers(1, 4), octets=st.integers(20, 60), policy=st.sampled_from(SlowConsumer))
+    def open(self, messages: int, octets: int, policy: SlowConsumer) -> None:
+        self.limits = Limits(outbox_messages=messages, outbox_bytes=octets)
+        self.policy, self.outbox = policy, Outbox()
+        self.frames: list[Frame] = []
+
+    def too_many(self, frames: list[Frame]) -> bool:
+        size = sum(map(len, frames))
+        return len(frames) > 1 and (len(frames) > self.limits.outbox_messages or size > self.limits.outbox_bytes)
+
+    @rule(message=st.binary(max_size=40))
+    def put(self, message: bytes) -> None:
+        frame = Frame(message)
+        outcome = self.outbox.put(frame, self.limits, self.policy)
+        kept = [*self.frames, frame]
+        if self.policy is SlowConsumer.DROP_OLDEST:
+            while self.too_many(kept):
+                del kept[0]
+        fits = not self.too_many(kept)
+        refused = Put.OVERFLOW if self.policy is SlowConsumer.CLOSE else Put.DROPPED
+        assert outcome is (Put.QUEUED if fits else refused)
+        self.frames = kept if fits else self.frames
+
+    @precondition(lambda self: self.frames)
+    @rule()
+    def get(self) -> None:
+        assert self.outbox.get() is self.frames.pop(0)
+
+    @rule()
+    def clear(self) -> None:
+        self.outbox.clear()
+        self.frames = []
+
+    @invariant()
+    def they_agree(self) -> None:
+        if hasattr(self, "outbox"):
+            assert list(self.outbox.frames) == self.frames
+            assert self.outbox.bytes == sum(map(len, self.frames))
+
+
+class MembershipsMachine(RuleBasedStateMachine):
+    """An index from both ends is a list of pairs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memberships = Memberships()
+        self.stays = [stay_of() for _ in range(3)]
+        self.pairs: dict[tuple[int, Group], str] = {}
+
+    who = st.integers(0, 2)
+    groups = st.builds(Group, st.sampled_from(["room", "run"]), st.sampled_from(["x", "y"]))
+
+    @rule(who=who, group=groups, metadata=st.text(max_size=2))
+    def join(self, who: int, group: Group, metadata: str) -> None:
+        self.memberships.join(self.stays[who], group, metadata)
+        self.pairs[who, group] = metadata
+
+    @rule(who=who, group=groups)
+    def leave(self, who: int, group: Group) -> None:
+        assert self.memberships.leave(self.stays[who], group) is (self.pairs.pop((who, group), None) is not None)
+
+    @rule(who=who)
+    def leave_all(self, who: int) -> None:
+        self.memberships.leave_all(self.stays[who])
+        self.pairs = {pair: metadata for pair, metadata in self.pairs.items() if pair[0] != who}
+
+    @invariant()
+    def they_agree(self) -> None:
+        groups = {group for _, group in self.pairs}
+        assert self.memberships.groups.keys() == groups
+        for group in groups:
+            members = [self.stays[who] for who, other in self.pairs if other == group]
+            assert list(self.memberships.members(group)) == members
+            assert list(self.memberships.groups[group].values()) == [
+                metadata for (_, other), metadata in self.pairs.items() if other == group
+            ]
+        for who, stay in enumerate(self.stays):
+            assert stay.groups == {group: metadata for (other, group), metadata in self.pairs.items() if other == who}
+        for kind in ("room", "run"):
+            assert {group for group, _ in self.memberships.of_kind(kind)} == {g for g in groups if g.kind == kind}
+
+
+class SeatsMachine(RuleBasedStateMachine):
+    """Those who sit, and those who wait in line."""
+
+    @initialize(maximum=st.integers(1, 3))
+    def open(self, maximum: int) -> None:
+        self.seats: Seats = Roster.of(maximum).seats
+        self.maximum = maximum
+        self.sitting: list[Stay] = []
+        self.waiting: list[Stay] = []
+
+    @rule()
+    def take(self) -> None:
+        stay = stay_of()
+        sits = len(self.sitting) < self.maximum
+        assert self.seats.take(stay) is sits
+        (self.sitting if sits else self.waiting).append(stay)
+
+    @precondition(lambda self: self.sitting)
+    @rule(data=st.data())
+    def give_back(self, data: st.DataObject) -> None:
+        stay = data.draw(st.sampled_from(self.sitting))
+        heir = self.seats.give_back(stay)
+        self.sitting.remove(stay)
+        assert heir is (self.waiting.pop(0) if self.waiting else None)
+        if heir is not None:
+            assert self.seats.take(heir)
+            self.sitting.append(heir)
+
+    @invariant()
+    def they_agree(self) -> None:
+        if hasattr(self, "seats"):
+            assert set(self.seats.limiter.statistics().borrowers) == set(self.sitting)
+            assert list(self.seats.heirs) == self.waiting
+            assert all(stay.seats == [self.seats] for stay in self.sitting)
+            assert all(stay.seats == [] for stay in self.waiting)
+
+
+class RosterMachine(RuleBasedStateMachine):
+    """Everybody is in one file."""
+
+    @initialize(maximum=st.integers(1, 4))
+    def open(self, maximum: int) -> None:
+        self.roster, self.maximum = Roster.of(maximum), maximum
+        self.filed: dict[Stay, Stage] = {}
+        self.order: list[Stay] = []
+
+    @rule(first=st.sampled_from([Stage.QUEUED, Stage.CLAIM]))
+    def enter(self, first: Stage) -> None:
+        self.move(stay_of(), first)
+
+    @precondition(lambda self: self.filed)
+    @rule(data=st.data())
+    def go_on(self, data: st.DataObject) -> None:
+        stay = data.draw(st.sampled_from(list(self.filed)))
+        later = STAGES[STAGES.index(self.filed[stay]) + 1 :]
+        self.move(stay, data.draw(st.sampled_from(later)))
+
+    def move(self, stay: Stay, stage: Stage) -> None:
+        self.roster.refile(stay, stage)
+        stay.stage = stage
+        self.filed.pop(stay, None)
+        if stage is not Stage.GONE:
+            self.filed[stay] = stage
+
+    @invariant()
+    def they_agree(self) -> None:
+        if not hasattr(self, "roster"):
+            return
+        for stage, file in self.roster.files.items():
+            assert list(file) == [stay for stay, at in self.filed.items() if at is stage]
+        claims = [stay for stay, at in self.filed.items() if at is Stage.CLAIM]
+        assert set(self.roster.by_activity) == set(claims)
+        assert self.roster.full is (len(claims) >= self.maximum)
+        assert self.roster.occupied is bool(self.filed)
+        assert self.roster.maximum == self.maximum
+
+
+class BulletinMachine(RuleBasedStateMachine):
+    """What is posted is heard in that order by everybody, and never in the middle of a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bulletin = Bulletin()
+        self.heard: list[Any] = []
+        self.posted: list[float] = []
+        self.inside = 0
+        self.failures = 0
+        self.bulletin.subscribers += [self.hear, self.fail]
+
+    def hear(self, event: Any) -> None:
+        assert self.inside == 0, "told in the middle of a step"
+        if isinstance(event, Failed):
+            self.failures += 1
+        else:
+            self.heard.append(event.at)
+
+    def fail(self, event: Any) -> None:
+        raise ValueError("a subscriber that fails")
+
+    @rule(nested=st.lists(st.integers(0, 2), max_size=4))
+    def take_steps(self, nested: list[int]) -> None:
+        self.take(nested)
+        assert self.heard == self.posted
+        assert self.failures == len(self.posted)
+
+    @step
+    def take(self, nested: list[int]) -> None:
+        self.inside += 1
+        for depth in nested:
+            self.post()
+            self.take([0] * depth)
+            self.post()
+        self.inside -= 1
+
+    def post(self) -> None:
+        self.posted.append(len(self.posted))
+        self.bulletin.post(Audited(at=self.posted[-1], orphans=()))
+
+
+# -- what is a function of its arguments is checked as one -------------------------------------------------------
+
+
+def crowd(shares: dict[str, int], idle: list[float], maximum: int) -> tuple[Roster, dict[str, User]]:
+    """A total roster, and users, with as many claims as `shares` says, interleaved."""
+    total, users = Roster.of(maximum), {name: User(name, Roster.of(99)) for name in NAMES}
+    names = sorted((number, name) for name, share in shares.items() for number in range(share))
+    for (_, name), active in zip(names, idle * len(names), strict=False):
+        stay = stay_of(name)
+        stay.host, stay.last_active = users[name], active
+        for roster in (users[name].roster, total):
+            roster.refile(stay, Stage.CLAIM)
+        stay.stage = Stage.CLAIM
+    by_activity = sorted(total.by_activity, key=lambda stay: stay.last_active)
+    for stay in by_activity:
+        total.by_activity.move_to_end(stay)
+        stay.host.roster.by_activity.move_to_end(stay)
+    return total, users
+
+
+shares = st.dictionaries(st.sampled_from(NAMES), st.integers(0, 3))
+
+
+@given(
+    shares=shares,
+    idle=st.lists(times, min_size=1),
+    limit=st.integers(1, 3),
+    maximum=st.integers(1, 8),
+    stuck=st.integers(0, 3),
+    allowed=st.none() | st.integers(0, 2),
+    policies=strategies.policies,
+)
+def admission(
+    shares: dict[str, int],
+    idle: list[float],
+    limit: int,
+    maximum: int,
+    stuck: int,
+    allowed: int | None,
+    policies: Policies,
+) -> None:
+    """Whoever decides, decides as the table in the documentation does."""
+    total, users = crowd(shares, idle, maximum)
+    limits = Limits(per_user=limit, total=maximum, stuck=allowed)
+    user = users["a"].roster
+    user.seats.limiter.total_tokens = limit
+    for _ in range(stuck):
+        held = stay_of()
+        user.refile(held, Stage.STUCK)
+        held.stage = Stage.STUCK
+    verdict = decide("a", user, total, limits, policies)
+    theirs = list(user.claims)
+    if stuck > (limit if allowed is None else allowed):
+        assert isinstance(verdict, Refuse)
+        assert isinstance(verdict.refusal, HardLimitReached)
+        assert verdict.refusal.stuck == stuck
+        return
+    if len(theirs) >= limit:
+        crowded, policy, words = theirs, policies.overflow_user, "per user"
+    elif len(total.claims) >= maximum:
+        crowded, policy, words = list(total.claims), policies.overflow_total, "total"
+    else:
+        assert verdict == Admit()
+        return
+    sentence = (
+        f"user 'a' exceeded maximum connections {words} limit ({len(crowded)}/{limit if words != 'total' else maximum})"
+    )
+    most = max(shares.values(), default=0)
+    match policy:
+        case Overflow.REJECT:
+            assert isinstance(verdict, Refuse)
+            assert str(verdict.refusal) == sentence
+        case Overflow.WAIT:
+            assert isinstance(verdict, Wait)
+            assert str(verdict.refusal) == sentence
+        case Overflow.EVICT_OLDEST:
+            assert verdict == Admit(crowded[0], sentence)
+        case Overflow.EVICT_IDLEST:
+            assert isinstance(verdict, Admit)
+            assert verdict.evict is not None
+            assert verdict.evict.last_active == min(stay.last_active for stay in crowded)
+        case Overflow.EVICT_GREEDIEST:
+            assert isinstance(verdict, Admit)
+            assert verdict.evict is not None
+            name = verdict.evict.identity.user
+            assert shares[name] == most
+            assert verdict.evict is next(stay for stay in crowded if stay.identity.user == name)
+
+
+marks = st.sampled_from(["0.1", "0.5", "0.7", "0.8", "0.9", "1"])
+
+
+@given(claims=st.integers(0, 1100), maximum=st.integers(1, 1000), at=marks, to=marks)
+def how_many_to_shed(claims: int, maximum: int, at: str, to: str) -> None:
+    """As many as arithmetic without rounding says."""
+    high, low = max(Fraction(at), Fraction(to)), min(Fraction(at), Fraction(to))
+    count = excess(claims, maximum, Policies(shed_at=float(high), shed_to=float(low)))
+    assert count == (claims - math.floor(maximum * low) if claims >= maximum * high else 0)
+
+
+@given(
+    idle=st.lists(times, min_size=1, max_size=6),
+    pinged=st.lists(st.none() | times, min_size=6, max_size=6),
+    stalled=st.lists(st.none() | times, min_size=6, max_size=6),
+    count=st.integers(0, 7),
+    after=st.none() | st.sampled_from([0.5, 2.0]),
+)
+def whom_to_shed(
+    idle: list[float], pinged: list[float | None], stalled: list[float | None], count: int, after: float | None
+) -> None:
+    """First the unresponsive, then the longest idle, and nobody else."""
+    now, limits, timeouts = 300.0, Limits(idle_ttl=10), Timeouts()
+    total, _ = crowd({"a": len(idle)}, idle, 99)
+    unresponsive = []
+    for stay, ping, stall in zip(total.claims, pinged, stalled, strict=False):
+        wire = stay.wire
+        assert isinstance(wire, FaultWire)
+        wire.silent_since, wire.stalled_since = -1.0, stall
+        stay.pinged_at = -math.inf if ping is None else ping
+        if ping is not None or stall is not None:
+            total.suspects[stay] = None
+        if (ping is not None and ping <= now - timeouts.suspect) or (
+            stall is not None and stall <= now - timeouts.suspect
+        ):
+            unresponsive.append(stay)
+    chosen = reclaimable(total, count, now, limits, timeouts, Policies(shed_idle_after=after))
+    long_idle = [
+        stay
+        for stay in total.by_activity
+        if now - stay.last_active >= (5 if after is None else after) and stay not in unresponsive
+    ]
+    assert list(chosen) == [*unresponsive, *long_idle][:count]
+
+
+@given(
+    stage=st.sampled_from([Stage.QUEUED, Stage.CLAIM, Stage.LEAVING, Stage.CLOSING, Stage.STUCK]),
+    active=times,
+    ends_at=times | st.just(math.inf),
+    grace=times | st.just(-math.inf),
+    begun=st.booleans(),
+    silent=st.none() | times,
+    pinged=times | st.just(-math.inf),
+    ended=times,
+)
+def dues(
+    stage: Stage,
+    active: float,
+    ends_at: float,
+    grace: float,
+    begun: bool,
+    silent: float | None,
+    pinged: float,
+    ended: float,
+) -> None:
+    """The earliest of all that is due, spelled out."""
+    limits, timeouts = Limits(idle_ttl=5), Timeouts(ping_interval=3, pong=2)
+    stay = stay_of(ends_at=ends_at)
+    stay.host = User("a", Roster.of(1), grace_until=grace)
+    stay.stage, stay.begun, stay.last_active, stay.pinged_at = stage, begun, active, pinged
+    assert isinstance(stay.wire, FaultWire)
+    stay.wire.silent_since = silent
+    if stage in (Stage.LEAVING, Stage.CLOSING):
+        stay.end = End(CloseReason.KICKED, 4503, "", ended)
+    moment, what = next_due(stay, limits, timeouts)
+    if stage in (Stage.LEAVING, Stage.CLOSING):
+        allowance = timeouts.handler_exit if stage is Stage.LEAVING else timeouts.close + OVERRUN
+        assert (moment, what) == (max(grace, ended + allowance), Act.SET_ASIDE)
+    elif stage is Stage.CLAIM:
+        candidates: list[tuple[float, object]] = [
+            (max(grace, active + 5), CloseReason.IDLE),
+            (ends_at, CloseReason.LIFETIME),
+        ]
+        if begun and silent is None:
+            candidates.append((max(pinged, 0.0) + 3, Act.PING))
+        elif begun and silent is not None and silent < pinged:
+            candidates.append((max(grace, pinged + 2), CloseReason.UNRESPONSIVE))
+        elif begun and silent is not None:
+            candidates.append((silent + 3, Act.PING))
+        assert (moment, what) in candidates
+        assert moment == min(at for at, _ in candidates)
+    else:
+        assert moment == math.inf
+
+
+@given(now=times, wall=times, length=times.filter(bool) | st.just(math.inf), expires=st.none() | times)
+def lifetimes(now: float, wall: float, length: float, expires: float | None) -> None:
+    """Whatever ends first, and never before now."""
+    at, why = lifetime(Identity(user="a", expires_at=expires), Limits(lifetime=length), now, wall)
+    by_credential = math.inf if expires is None else now + max(0.0, expires - wall)
+    assert at == min(now + length, by_credential)
+    assert why is (CloseReason.CREDENTIAL_EXPIRED if by_credential < now + length else CloseReason.LIFETIME)
+
+
+MACHINES: tuple[type[RuleBasedStateMachine], ...] = (
+    OutboxMachine,
+    MembershipsMachine,
+    SeatsMachine,
+    RosterMachine,
+    BulletinMachine,
+)
+FUNCTIONS: tuple[Callable[[], None], ...] = (admission, how_many_to_shed, whom_to_shed, dues, lifetimes)
+
+
+def run_machine(machine: type[RuleBasedStateMachine], examples: int) -> None:
+    """A machine, this often, with nothing remembered from before."""
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=25,
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def run_all(examples: int) -> None:
+    """All machines and functions of this module."""
+    chosen = settings(max_examples=examples, database=None, deadline=None)
+    for function in FUNCTIONS:
+        chosen(function)()
+    for machine in MACHINES:
+        run_machine(machine, examples // 3)
