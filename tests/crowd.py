@@ -2,6 +2,10 @@
 
 The plan is a JSON object: ``users`` (a list of names, one connection each), ``deaf`` (never read after the upgrade).
 One line says how the handshakes ended; after standard input has ended, one more says how the connections did.
+
+Or it is many short lives: ``lives`` (how many), ``users`` (names, in turns), ``ways`` of ending (``leave``, ``vanish``,
+``reset``, ``nonsense``, in turns), ``at_once``. One line says how the handshakes ended, and how long they took: at
+worst, and in 99 of 100 cases.
 """
 
 from __future__ import annotations
@@ -9,8 +13,11 @@ from __future__ import annotations
 import json
 import resource
 import socket
+import struct
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 from urllib.parse import quote
 
 import trio
@@ -74,8 +81,69 @@ class Crowd:
         self.codes[int.from_bytes(data[close + 2 : close + 4], "big") if close >= 0 else 1006] += 1
 
 
+class Lives:
+    """Many connections that come, say something, and go."""
+
+    def __init__(self, port: int, plan: dict[str, Any]) -> None:
+        self.port, self.plan = port, plan
+        self.statuses: Counter[int] = Counter()
+        self.seconds: list[float] = []
+
+    async def run(self) -> None:
+        numbers = iter(range(self.plan["lives"]))
+        async with trio.open_nursery() as nursery:
+            for _ in range(self.plan["at_once"]):
+                nursery.start_soon(self.live, numbers)
+        self.seconds.sort()
+        figures = {"p99": self.seconds[int(len(self.seconds) * 0.99)], "worst": self.seconds[-1]}
+        sys.stdout.write(json.dumps({"statuses": self.statuses, **figures}) + "\n")
+        sys.stdout.flush()
+
+    async def live(self, numbers: Iterator[int]) -> None:
+        users, ways = self.plan["users"], self.plan["ways"]
+        for number in numbers:
+            async with await trio.open_tcp_stream("127.0.0.1", self.port) as stream:
+                started = trio.current_time()
+                status = await self.enter(stream, users[number % len(users)])
+                self.seconds.append(trio.current_time() - started)
+                self.statuses[status] += 1
+                if status == 101:
+                    await self.end(stream, ways[number % len(ways)])
+
+    @staticmethod
+    async def enter(stream: trio.SocketStream, user: str) -> int:
+        await stream.send_all(HEAD.format(quote(user)).encode())
+        data = b""
+        while b"\r\n\r\n" not in data and (more := await stream.receive_some()):
+            data += more
+        return int(data.split()[1]) if data else 0
+
+    @staticmethod
+    async def end(stream: trio.SocketStream, way: str) -> None:
+        try:
+            await stream.send_all(masked(0x1, b'{"op":"join","room":"r"}'))
+            match way:
+                case "leave":
+                    await stream.send_all(masked(0x8, b"\x03\xe8"))
+                    while await stream.receive_some():
+                        pass
+                case "reset":
+                    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                case "nonsense":
+                    await stream.send_all(b"\xff\xff\xff\xff")
+        except trio.BrokenResourceError:
+            pass
+
+
+def masked(opcode: int, payload: bytes) -> bytes:
+    """A short frame, whose mask changes nothing."""
+    return bytes((0x80 | opcode, 0x80 | len(payload), 0, 0, 0, 0)) + payload
+
+
 if __name__ == "__main__":
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     plan = json.loads(sys.stdin.readline())
-    trio.run(Crowd(int(sys.argv[1]), plan["users"], deaf=plan.get("deaf", False)).run)
+    port = int(sys.argv[1])
+    people = Lives(port, plan) if "lives" in plan else Crowd(port, plan["users"], deaf=plan.get("deaf", False))
+    trio.run(people.run)

@@ -11,12 +11,15 @@ import sys
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
 import trio
 
-from supervisor import Connection, Limits, Options, Overflow, Policies, Server, Supervisor, events
+from supervisor import Connection, Limits, Options, Overflow, Policies, Server, Supervisor, events, hub
+from supervisor._words.profiles import PROFILES
+from supervisor.testing import MemoryProfiler
 from tests.serving import connect, file_descriptors, open_server, settled, tasks, upgrade_head
 
 CROWD = Path(__file__).parent / "crowd.py"
@@ -51,6 +54,15 @@ class Crowd:
         codes = await self.answer()
         await self.process.wait()
         return codes
+
+
+async def lives(server: Server, count: int, users: list[str], ways: str = "leave", at_once: int = 1) -> dict[str, Any]:
+    """So many short lives, one after another or several at once; how they were answered, and how fast."""
+    plan = {"lives": count, "users": users, "ways": ways.split(), "at_once": at_once}
+    done = await trio.run_process(
+        [sys.executable, str(CROWD), str(server.port)], stdin=json.dumps(plan).encode() + b"\n", capture_stdout=True
+    )
+    return json.loads(done.stdout)
 
 
 @contextlib.asynccontextmanager
@@ -239,15 +251,115 @@ async def test_twenty_zombies_and_the_twenty_first(record_property) -> None:
 
 @pytest.mark.req("R22")
 async def test_a_hundred_cycles(record_property) -> None:
-    async def greet(conn: Connection) -> None:
-        await conn.send("hello")
-        await conn.receive()
-
-    async with at_the_baseline(greet) as server:
+    async with at_the_baseline(hub) as server:
         started = trio.current_time()
-        for _ in range(100):
-            async with connect(server) as raw:
-                await raw.upgrade()
-                assert (await raw.frame())[1] == b"hello"
+        answered = await lives(server, 100, ["ann"])
         record_property("seconds for 100 cycles", trio.current_time() - started)
         assert trio.current_time() - started <= 30
+        assert answered["statuses"] == {"101": 100}
+
+
+@pytest.mark.req("R21")
+async def test_five_hundred_rapid_cycles() -> None:
+    async with at_the_baseline(hub) as server:
+        users = [f"user-{number}" for number in range(7)]
+        answered = await lives(server, 500, users, "leave vanish reset nonsense", at_once=10)
+        assert answered["statuses"] == {"101": 500}
+
+
+@pytest.mark.req("R24")
+async def test_fifty_users_come_join_fail_and_leave_at_once() -> None:
+    async with at_the_baseline(hub) as server:
+        users = [f"user-{number}" for number in range(50)]
+        answered = await lives(server, 500, users, "leave vanish reset nonsense", at_once=50)
+        assert answered["statuses"] == {"101": 500}
+        await settled(server.supervisor)
+        assert server.supervisor.statistics().failures == {}
+
+
+@pytest.mark.req("R21")
+async def test_fifteen_hundred_over_time_do_not_grow_memory(record_property) -> None:
+    async with at_the_baseline(hub) as server:
+        profiler = MemoryProfiler()
+        users = [f"user-{number}" for number in range(50)]
+        profiler.start()
+        for _ in range(16):
+            await lives(server, 100, users, "leave vanish reset", at_once=20)
+            await settled(server.supervisor)
+            profiler.sample()
+        growth = profiler.detect(PROFILES["ci"].memory_growth_mb)
+        record_property("growth in MB", growth.megabytes)
+        record_property("slope in kB per 100", (growth.slope_low / 1024, growth.slope_high / 1024))
+        assert not growth.leaking, growth.because
+        assert all(sample.cycles == 0 for sample in profiler.samples[2:])
+
+
+@pytest.mark.req("R20")
+async def test_after_exhaustion_it_serves_as_before(record_property) -> None:
+    async with at_the_baseline(hub, limits=Limits(per_user=20, total=200)) as server:
+
+        async def p99() -> float:
+            return min([(await lives(server, 200, ["ann", "bob"]))["p99"] for _ in range(7)])
+
+        before = await p99()
+        async with crowd(server, [f"user-{number % 10}" for number in range(300)], deaf=True) as clients:
+            assert (await clients.answer())[101] >= 200
+            assert server.supervisor.statistics().connections == 200
+            await server.supervisor.disconnect_all()
+            await clients.go_home()
+        await settled(server.supervisor)
+        after = await p99()
+        record_property("p99 after exhaustion, over before", after / before)
+        assert after <= 1.2 * before
+
+
+@pytest.mark.req("R14")
+async def test_admission_goes_on_while_emergency_cleanup_runs(record_property) -> None:
+    """Ten users whose every connection is long idle: each newcomer meets an emergency, and none is kept waiting."""
+    settings = {"limits": Limits(per_user=20), "policies": Policies(shed_idle_after=0.1, overflow_user=Overflow.REJECT)}
+    async with at_the_baseline(hub, **settings) as server:
+        users = [f"user-{number}" for number in range(10)]
+        async with crowd(server, users * 20, deaf=True) as clients:
+            assert (await clients.answer())[101] == 200
+            await trio.sleep(0.2)
+            answered = await lives(server, 200, users, "vanish", at_once=10)
+            record_property("p99 of admission in an emergency", answered["p99"])
+            assert answered["statuses"] == {"101": 200}
+            assert answered["p99"] <= 0.1
+            figures = server.supervisor.statistics()
+            assert figures.emergencies >= 10
+            assert figures.shed >= 60
+            assert figures.refused == {}
+            await clients.go_home()
+
+
+@pytest.mark.req("R15", "R16")
+async def test_cleanups_that_fail_and_hang_at_once_for_many_users(record_property) -> None:
+    """Twenty users at the same time; of each, one hook raises, one hangs, and no peer reads."""
+
+    async def fails() -> None:
+        raise KeyError("a hook that fails")
+
+    async def handler(conn: Connection) -> None:
+        hook = {0: (fails,), 1: (trio.sleep_forever,), 2: (trio.sleep, 0.1)}.get(int(conn.id[1:]) % 5)
+        if hook is not None:
+            conn.on_close(*hook)
+        await trio.sleep_forever()
+
+    async with at_the_baseline(handler) as server:
+        users = [f"user-{number}" for number in range(20)]
+        async with crowd(server, users * 5, deaf=True) as clients:
+            assert await clients.answer() == {101: 100}
+            records: list[events.Closed] = []
+
+            async def clean_up(user: str) -> None:
+                records.extend(await server.supervisor.disconnect_user(user))
+
+            async with trio.open_nursery() as nursery:
+                for user in users:
+                    nursery.start_soon(clean_up, user)
+            longest = max(record.cleanup for record in records)
+            record_property("longest cleanup", longest)
+            assert (len(records), server.supervisor.statistics().failures) == (100, {"hook": 20})
+            assert longest <= 0.6
+            await clients.go_home()

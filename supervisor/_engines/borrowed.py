@@ -16,7 +16,7 @@ import trio_websocket
 from .._words.closing import CloseReason
 from .._words.frames import Frame
 from .._words.wire import Ended, WireClosed
-from .link import Stream, socket_of
+from .link import Stream, close_now
 
 _QUEUED_MESSAGES = 4
 #: Seconds that writing a refusal may take.
@@ -129,7 +129,7 @@ class Borrowed:
 
     def cut(self, code: int, text: str) -> None:
         """See `Wire.cut`."""
-        socket_of(self._stream).close()
+        close_now(self._stream)
 
 
 async def refuse(request: trio_websocket.WebSocketRequest, status: int, why: str) -> None:

@@ -13,16 +13,36 @@ import trio
 from .._words.closing import CloseReason
 from .._words.wire import WireClosed
 
-Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
-#: TLS streams say nothing of progress within one call, so they are given this much at a time.
-_TLS_CHUNK = 16_384
+
+class Pipe(trio.abc.HalfCloseableStream):
+    """A stream that is no socket: it must know how to close without waiting."""
+
+    def close(self) -> None:
+        """Close now; who is sending or receiving finds that out."""
+        raise NotImplementedError
+
+
+Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream] | Pipe
+#: Streams that are no sockets say nothing of progress within one call, so they are given this much at a time.
+_CHUNK = 16_384
 _TCP_ESTABLISHED = 1
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
-def socket_of(stream: Stream) -> trio.socket.SocketType:
-    """The socket under a plain or a TLS stream."""
-    return stream.transport_stream.socket if isinstance(stream, trio.SSLStream) else stream.socket
+def socket_of(stream: Stream) -> trio.socket.SocketType | None:
+    """The socket under a plain or a TLS stream, if it is one."""
+    if isinstance(stream, trio.SSLStream):
+        return stream.transport_stream.socket
+    return stream.socket if isinstance(stream, trio.SocketStream) else None
+
+
+def close_now(stream: Stream) -> None:
+    """Close the transport, whoever is using it."""
+    sock = socket_of(stream)
+    if sock is not None:
+        sock.close()
+    elif isinstance(stream, Pipe):
+        stream.close()
 
 
 @attrs.define(eq=False)
@@ -45,7 +65,7 @@ class Link:
 
     def offer(self, octets: bytes) -> bool:
         """Write `octets` now if nobody else is writing and the socket takes their beginning; its end follows by
-        itself. False, and nothing is written, otherwise; always for TLS.
+        itself. False, and nothing is written, otherwise; always for TLS and pipes.
         """
         if self._busy or self.nursery is None:
             return False
@@ -72,7 +92,7 @@ class Link:
 
     def _write_now(self, octets: bytes) -> int:
         """Write what the socket takes at once; how much that was."""
-        if self.closed or isinstance(self.stream, trio.SSLStream):
+        if self.closed or not isinstance(self.stream, trio.SocketStream):
             return 0
         try:
             return os.write(self.stream.socket.fileno(), octets)
@@ -102,13 +122,13 @@ class Link:
             while left:
                 self.stalled_since = trio.current_time()
                 with trio.move_on_after(self.write_progress) as patience:
-                    if isinstance(self.stream, trio.SSLStream):
-                        begun = True
-                        await self.stream.send_all(left[:_TLS_CHUNK])
-                        left = left[_TLS_CHUNK:]
-                    else:
+                    if isinstance(self.stream, trio.SocketStream):
                         left = left[await self.stream.socket.send(left) :]
                         begun = True
+                    else:
+                        begun = True
+                        await self.stream.send_all(left[:_CHUNK])
+                        left = left[_CHUNK:]
                 if patience.cancelled_caught:
                     self._break(CloseReason.TOO_SLOW)
                     raise WireClosed
@@ -132,19 +152,20 @@ class Link:
             return
         self.closed = True
         sock = socket_of(self.stream)
-        if self._busy:
+        if self._busy and sock is not None:
             try:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             except OSError:
                 pass  # the peer was faster
-        sock.close()
+        close_now(self.stream)
 
     def peer_is_gone(self) -> bool:
         """Whether the kernel knows that the other side has closed or vanished, though nobody has read it yet."""
-        if self.closed or not hasattr(socket, "TCP_INFO"):
+        sock = socket_of(self.stream)
+        if self.closed or sock is None or not hasattr(socket, "TCP_INFO"):
             return self.closed
         try:
-            state = socket_of(self.stream).getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+            state = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
         except OSError:
             return True
         return state[0] != _TCP_ESTABLISHED

@@ -70,7 +70,7 @@ class TrioWebSocket:
     async def open(self, nursery: trio.Nursery, ended: Ended) -> None:
         """See `Wire.open`: the 101 is written here, and nothing is read before it."""
         self._nursery, self._ended = nursery, ended
-        self._link.nursery, self._link.broken = nursery, self._end
+        self._link.nursery, self._link.broken = nursery, self._broken
         request = await trio_websocket.wrap_server_stream(
             cast("trio.Nursery", _ReaderNursery(nursery, self._read)),
             self._inlet,
@@ -97,6 +97,12 @@ class TrioWebSocket:
         finally:
             self._reader_over.set()
             self._inlet.silent_since = None
+
+    def _broken(self, reason: CloseReason) -> None:
+        if self._inlet.opened.is_set():
+            self._end(reason)
+        else:  # a peer that does not take the 101 is not there
+            self._end(CloseReason.PEER_LOST, "connection lost during the upgrade")
 
     def _end(self, reason: CloseReason, text: str = "", cause: BaseException | None = None) -> None:
         if self._ended is not None:

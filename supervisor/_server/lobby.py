@@ -10,7 +10,7 @@ from functools import partial
 import attrs
 import trio
 
-from .._engines.link import socket_of
+from .._engines.link import close_now
 from .._words.errors import BadRequest
 from .exchange import Exchange, Hangup, RequestTimeout
 from .head import Request
@@ -55,7 +55,7 @@ class Lobby:
             await self.failed(exchange, exception)
         finally:
             if not kept:
-                socket_of(exchange.stream).close()
+                close_now(exchange.stream)
 
     async def _receive(self, exchange: Exchange) -> bool:
         if len(self.waiting) >= self.capacity:

@@ -191,6 +191,21 @@ def _opened_at(fd: int) -> str:
     return ""
 
 
+@attrs.define
+class Timing:
+    """Seconds from a first reason to everything given back, of as many as there were."""
+
+    count: int = 0
+    total: float = 0.0
+    longest: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        """One more."""
+        self.count += 1
+        self.total += seconds
+        self.longest = max(self.longest, seconds)
+
+
 @attrs.define(eq=False)
 class LeakTracker:
     """Subscribe it to a supervisor: it times every cleanup, and keeps evidence of whatever went wrong.
@@ -199,8 +214,8 @@ class LeakTracker:
     """
 
     bound: float = 0.5
-    #: Seconds from the first reason to everything given back, by the reason.
-    timings: defaultdict[str, list[float]] = attrs.field(factory=lambda: defaultdict(list))
+    #: How long cleaning up took, by the reason.
+    timings: defaultdict[str, Timing] = attrs.field(factory=lambda: defaultdict(Timing))
     evidence: list[Evidence] = attrs.field(factory=list)
     #: Memory, whenever somebody has asked for it to be remembered.
     memory: list[Sample] = attrs.field(factory=list)
@@ -223,7 +238,7 @@ class LeakTracker:
     def _closed(self, event: events.Closed) -> None:
         self.closed += 1
         reason = event.reason.name.lower()
-        self.timings[reason].append(event.cleanup)
+        self.timings[reason].add(event.cleanup)
         who = f"{event.connection} of user {event.identity.user!r}"
         if event.stuck_at is not None:
             self._note("stuck", f"the handler of {who} ignores its cancellation", event.stuck_at)
@@ -256,10 +271,7 @@ class LeakTracker:
             "admitted": self.admitted,
             "closed": self.closed,
             "cleanup_rate": self.cleanup_rate,
-            "cleanup_seconds": {
-                reason: {"count": len(times), "max": max(times), "mean": sum(times) / len(times)}
-                for reason, times in self.timings.items()
-            },
+            "cleanup_seconds": {reason: attrs.asdict(timing) for reason, timing in self.timings.items()},
             "evidence": [attrs.asdict(item) for item in self.evidence],
             "memory": [attrs.asdict(sample) for sample in self.memory],
         }

@@ -138,6 +138,10 @@ class World(trio.abc.Instrument):
             await handler(conn)
             nursery.cancel_scope.cancel()
 
+    def spoke(self, conn: Connection) -> None:
+        """A handler has sent or received something, which is activity."""
+        self.model.active(conn.id)
+
     async def peer_talks(self, wire: FaultWire) -> None:
         """A few messages, then gone, or not."""
         for message in ("a", b"b", '{"op":"join","room":"r"}', '{"op":"publish","room":"r","data":1}'):
@@ -235,13 +239,13 @@ class Handlers:
         for number in range(30):
             await trio.sleep(0.5)
             await conn.send(str(number))
-            self.world.model.active(conn.id)
+            self.world.spoke(conn)
 
     async def sends_impatiently(self, conn: Connection, wire: FaultWire) -> None:
         while True:
             with trio.move_on_after(self.world.deal(0, 0.05, 0.3)) as scope:
                 await conn.send("x")
-                self.world.model.active(conn.id)
+                self.world.spoke(conn)
             if scope.cancelled_caught:
                 await trio.sleep(0.1)
 
@@ -306,7 +310,7 @@ class Handlers:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.world.peer_talks, wire)
             async for _ in conn:
-                self.world.model.active(conn.id)
+                self.world.spoke(conn)
             await trio.sleep(self.world.deal(0, 0.1, 1))
 
 

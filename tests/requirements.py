@@ -1,0 +1,92 @@
+"""The page of requirements, and the gate: what is due has a test that has passed.
+
+``python -m tests.requirements PASSED`` reads the file that a run has written because ``WS_SUPERVISOR_PASSED`` named it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pytest
+
+from supervisor.testing.suites import CATEGORIES, CHECKS, Level
+
+PAGE = Path(__file__).parent.parent / "docs" / "requirements.md"
+NOT_YET = "not yet"
+#: Rows that are not due yet; whoever shows one takes it off this list, and it never comes back.
+PENDING = frozenset("R25 R27 R28 R29 R30 R31 R32 R33 R34 R37 R39 R41 R45 R47 R48 R49 R50".split())
+_TABLE = "<!-- generated from the checks of supervisor.testing -->"
+
+
+def rows(page: str) -> dict[str, frozenset[str]]:
+    """Each requirement with the tests that the page names."""
+    found = {}
+    for line in page.splitlines():
+        if line.startswith("| R"):
+            _, number, _, tests, _ = line.split("|")
+            names = frozenset(name.strip(" `") for name in tests.split("<br>"))
+            found[number.strip()] = names - {NOT_YET}
+    return found
+
+
+def shown_by(items: Iterable[pytest.Item]) -> dict[str, set[str]]:
+    """The tests that carry each number, parametrized ones once."""
+    shown: dict[str, set[str]] = defaultdict(set)
+    for item in items:
+        for marker in item.iter_markers("req"):
+            for number in marker.args:
+                shown[number].add(item.nodeid.split("[")[0])
+    return shown
+
+
+def with_tests(page: str, shown: Mapping[str, set[str]]) -> str:
+    """The page with its last column, and its last table, made anew."""
+    lines = []
+    for line in page.partition(_TABLE)[0].splitlines():
+        if line.startswith("| R"):
+            _, number, sentence, *_ = line.split("|")
+            tests = "<br>".join(f"`{name}`" for name in sorted(shown.get(number.strip(), ()))) or NOT_YET
+            line = f"|{number}|{sentence}| {tests} |"
+        lines.append(line)
+    return "\n".join([*lines, _TABLE, "", *_checks_by_level(), ""])
+
+
+def _checks_by_level() -> Iterable[str]:
+    yield "| | check | unit | integration | e2e | regression |"
+    yield "|---|---|---|---|---|---|"
+    for category in CATEGORIES:
+        for check in CHECKS:
+            if check.category == category:
+                memory, sockets = "memory" in check.doors, "sockets" in check.doors
+                marks = (
+                    memory and check.level is Level.UNIT,
+                    memory and check.level is Level.INTEGRATION,
+                    sockets,
+                    category == "scenarios",
+                )
+                cells = " | ".join("✓" if mark else "" for mark in marks)
+                yield f"| {category} | {check.sentence} ({', '.join(check.requirements)}) | {cells} |"
+
+
+def complaints(page: str, passed: frozenset[str]) -> Iterable[str]:
+    """Why the gate stays shut: a row that is due and has no test, or a test named on the page that has not passed."""
+    for number, tests in rows(page).items():
+        if not tests and number not in PENDING:
+            yield f"{number} is due, and no test shows it"
+        if tests and number in PENDING:
+            yield f"{number} has tests, so it is not pending any more"
+        yield from (f"{number}: {name} has not passed" for name in sorted(tests - passed))
+
+
+def main(file: str) -> int:
+    """0 if everything that is due has passed."""
+    found = list(complaints(PAGE.read_text(), frozenset(Path(file).read_text().splitlines())))
+    sys.stdout.write("\n".join([*found, f"{len(found)} complaints about the requirements", ""]))
+    return bool(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
