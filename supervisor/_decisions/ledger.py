@@ -122,8 +122,6 @@ class Ledger:
         user.vacant_since = None
         self.connections[stay.id] = stay
         self._refile(stay, stage)
-        if stay.identity.session is not None:
-            self.memberships.join(stay, Group("session", (name, stay.identity.session)), None)
         user.ring_by(self._due(stay))
 
     def _promote(self) -> None:

@@ -1,4 +1,4 @@
-"""Who belongs to which room, run and session: one index, readable from both ends."""
+"""Who belongs to which room and run: one index, readable from both ends."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class Group(NamedTuple):
 
 @attrs.define
 class Memberships:
-    """Members by group, in order of joining, each with metadata. A group without members does not exist.
+    """Members by group, in order of joining. A group without members does not exist.
 
-    The other direction is `Stay.groups`; both are written here, in one step, and nowhere else.
+    The other direction is `Stay.groups`, with the metadata; both are written here, in one step, and nowhere else.
     """
 
-    groups: dict[Hashable, dict[Stay, Any]] = attrs.field(factory=dict)
+    groups: dict[Hashable, dict[Stay, None]] = attrs.field(factory=dict)
 
     def join(self, stay: Stay, group: Group, metadata: Any) -> None:
         """Make `stay` a member; joining again replaces the metadata and keeps the place."""
-        self.groups.setdefault(group, {})[stay] = metadata
+        self.groups.setdefault(group, {})[stay] = None
         stay.groups[group] = metadata
 
     def leave(self, stay: Stay, group: Hashable) -> bool:
@@ -51,7 +51,7 @@ class Memberships:
         """A snapshot, in order of joining."""
         return tuple(self.groups.get(group, ()))
 
-    def of_kind(self, kind: str) -> Iterator[tuple[Group, dict[Stay, Any]]]:
+    def of_kind(self, kind: str) -> Iterator[tuple[Group, dict[Stay, None]]]:
         """Every group of one kind."""
         for group, members in self.groups.items():
             if isinstance(group, Group) and group.kind == kind:

@@ -80,7 +80,7 @@ class Stay:
     seats: list[Seats] = attrs.field(factory=list, init=False, repr=False)
     task: trio.lowlevel.Task | None = attrs.field(default=None, init=False, repr=False)
     nursery: trio.Nursery | None = attrs.field(default=None, init=False, repr=False)
-    #: Rooms, runs and sessions it is a member of.
+    #: The rooms and runs it is a member of, with its metadata there.
     groups: dict[Hashable, Any] = attrs.field(factory=dict, init=False, repr=False)
     begun: bool = attrs.field(default=False, init=False)
     #: The handler has received at least once, so the end of the messages is how it learns of the peer's leaving.
