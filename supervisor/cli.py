@@ -180,9 +180,12 @@ def verify_command(
     env
         The environment profile, for the thresholds of memory and stress.
     """
-    from .testing.subject import Deployed, Lab, Memory, Sockets
-    from .testing.verdict import line_of, verdict
-    from .testing.verify import verify
+    try:
+        from .testing.subject import Deployed, Lab, Memory, Sockets
+        from .testing.verdict import line_of, verdict
+        from .testing.verify import verify
+    except ImportError as missing:
+        raise ValueError(f"verify needs an extra: pip install 'websocket-supervisor[testing]' ({missing})") from missing
 
     logging.getLogger("supervisor").setLevel(logging.CRITICAL + 1)  # what fails on purpose need not be read
     handler = find_handler(app or "hub")

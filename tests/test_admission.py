@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from functools import partial
 
 import pytest
@@ -19,6 +21,7 @@ from supervisor import (
     Superseded,
     Timeouts,
     events,
+    open_supervisor,
 )
 from supervisor.testing import FaultWire
 from tests.helpers import open_house, reason, settle, sleeper
@@ -311,6 +314,33 @@ async def test_two_users_named_alike_are_two(autojump_clock) -> None:
         for name in ("0", "00", "False", " ", "Ann", "ann", "ann ", "ａnn", "__proto__"):
             await house.enter(name)
         assert house.supervisor.statistics().users == 9
+
+
+@pytest.mark.req("R21")
+@pytest.mark.parametrize("policy", [Overflow.REJECT, Overflow.WAIT, Overflow.EVICT_OLDEST])
+async def test_no_refusal_leaves_cyclic_garbage(autojump_clock, policy: Overflow) -> None:
+    """Whoever floods a full house must not make work for the collector."""
+
+    async def knock() -> None:
+        with contextlib.suppress(LimitReached, Superseded):
+            conn = await supervisor.start(FaultWire(), Identity(user="ann"), sleeper)
+            await conn.wait_gone()
+
+    policies = Policies(overflow_user=policy, overflow_total=policy)
+    async with open_supervisor(limits=Limits(per_user=1, total=1), policies=policies) as supervisor:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(knock)
+            await settle()
+            gc.collect()
+            gc.disable()
+            for _ in range(5):
+                nursery.start_soon(knock)
+            await trio.sleep(10)
+            left = gc.collect()
+            gc.enable()
+            nursery.cancel_scope.cancel()
+        assert left == 0
+        assert sum(supervisor.statistics().refused.values()) >= 4
 
 
 def test_partial_is_not_a_policy() -> None:

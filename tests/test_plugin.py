@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 pytest_plugins = ["pytester"]
@@ -56,6 +59,14 @@ def test_a_leak_fails_its_test_and_the_line_is_named(pytester: pytest.Pytester, 
     result.stdout.fnmatch_lines(told)
     number = HEAD.count("\n") + 1  # after the one at its beginning has been stripped
     assert f"test_a_leak_fails_its_test_and_the_line_is_named.py:{number}" in result.stdout.str()
+
+
+@pytest.mark.req("R23")
+def test_what_the_documents_show_works(pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]\ntrio_mode = true\n")
+    page = Path(__file__).parent.parent / "docs" / "testing.md"
+    pytester.makepyfile("\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)))
+    pytester.runpytest_subprocess("-q").assert_outcomes(passed=2)
 
 
 @pytest.mark.req("R23")

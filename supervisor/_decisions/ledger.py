@@ -97,7 +97,10 @@ class Ledger:
         self._promote()  # emergency cleanup may have freed more than this newcomer needs
         if stay.stage is None:
             assert not isinstance(verdict, Admit)
-            raise self._refused(stay, verdict.refusal)
+            try:
+                raise self._refused(stay, verdict.refusal)
+            finally:
+                del verdict  # which would hold the error that holds this frame
 
     def _refused(self, stay: Stay, refusal: Refused) -> Refused:
         self.bulletin.post(

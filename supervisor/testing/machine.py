@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import gc
-import weakref
+import logging
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -32,6 +32,9 @@ from .model import HAIR, Model
 from .schedule import Stepper
 from .wire import FaultWire, Peer
 from .world import STRAY
+
+
+_logger = logging.getLogger("supervisor")
 
 
 @attrs.define(eq=False)
@@ -149,12 +152,15 @@ class SupervisorMachine(RuleBasedStateMachine):
     )
     def open(self, seed: int, limits: Limits, timeouts: Timeouts, policies: Policies) -> None:
         """A supervisor of its own, on a schedule of its own."""
+        # What is logged with its traceback is kept by whoever collects the log, and so are the connections in it.
+        self._log_level = _logger.level
+        _logger.setLevel(logging.CRITICAL + 1)
+        gc.collect()
         gc.disable()  # what a cycle holds must be found, not collected
         self.stepper = Stepper(seed)
         self.model = Model(limits, timeouts, policies, hears_everything=False)
         self.timeouts = timeouts
         self._opened: list[Supervisor] = []
-        self._seen: list[weakref.ref[Connection]] = []
         self.stepper.call(self._start, limits, timeouts, policies)
         self.supervisor = self._opened[0]
 
@@ -195,13 +201,10 @@ class SupervisorMachine(RuleBasedStateMachine):
         return visits
 
     async def _visit(self, visit: Visit) -> None:
-        async def handler(conn: Connection) -> None:
-            self._seen.append(weakref.ref(conn))
-            await (type(self).handler or visit.puppet)(conn)
-
+        handler = self.model.watch(type(self).handler or visit.puppet)
         self.model.arriving(visit.user, visit.wire)
         try:
-            await self.supervisor.supervise(visit.wire, Identity(user=visit.user), self.model.watch(handler))
+            await self.supervisor.supervise(visit.wire, Identity(user=visit.user), handler)
         except Refused:
             pass
         visit.conn = None
@@ -308,10 +311,13 @@ class SupervisorMachine(RuleBasedStateMachine):
             self.stepper.call(self.model.compare_at_the_end, self.supervisor)
             assert self.model.problems == [], self.model.problems
             assert not (living := self.stepper.tasks()), f"tasks that remain: {living}"
-            kept = [conn for ref in self._seen if (conn := ref()) is not None]
+            young = gc.get_objects(generation=0)  # nothing has been collected, so it is still among the young
+            kept = [thing for thing in young if isinstance(thing, Connection)]
+            del young
             assert not kept, f"{len(kept)} connections are gone, and held by {', '.join(who_holds(kept[0]))}"
         finally:
             gc.enable()
+            _logger.setLevel(self._log_level)
             self.stepper.close()
 
     def _close(self) -> None:
