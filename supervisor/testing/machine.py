@@ -33,7 +33,6 @@ from .schedule import Stepper
 from .wire import FaultWire, Peer
 from .world import STRAY
 
-
 _logger = logging.getLogger("supervisor")
 
 
