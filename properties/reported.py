@@ -15,10 +15,11 @@ from typing import Any, ClassVar, TypeVar
 import attrs
 import trio
 
-from supervisor import CloseReason, Frame, Limits, Policies, Timeouts, WireClosed
+from supervisor import CloseReason, Frame, Limits, WireClosed
 from supervisor.testing import FaultWire, Peer
+from supervisor.testing.labs import MemoryClient
 from supervisor.testing.schedule import run
-from supervisor.testing.subject import MemoryClient
+from supervisor.testing.subject import Settings
 
 T = TypeVar("T")
 SWEEP_INTERVAL = 300.0
@@ -165,17 +166,10 @@ class Reported:
         return run(seed, async_fn, *args, instruments=[])
 
     @contextlib.asynccontextmanager
-    async def open(
-        self,
-        limits: Limits = Limits(),
-        timeouts: Timeouts = Timeouts(),
-        policies: Policies = Policies(),
-        *,
-        background: bool = True,
-    ) -> AsyncGenerator[ReportedSubject, None]:
-        manager = Manager(limits.per_user, limits.total)
+    async def open(self, settings: Settings = Settings()) -> AsyncGenerator[ReportedSubject, None]:
+        manager = Manager(settings.limits.per_user, settings.limits.total)
         async with trio.open_nursery() as callers:
-            if background:
+            if settings.background:
                 callers.start_soon(manager.sweep)
-            yield ReportedSubject(limits, manager, callers)
+            yield ReportedSubject(settings.limits, manager, callers)
             callers.cancel_scope.cancel()

@@ -11,7 +11,7 @@ import pytest
 from properties.reported import Reported
 from supervisor import hub
 from supervisor.testing import verify
-from supervisor.testing.subject import Memory, Sockets
+from supervisor.testing.labs import Memory, Sockets
 from supervisor.testing.suites import CATEGORIES, CHECKS, Budget
 from supervisor.testing.verify import Outcome
 

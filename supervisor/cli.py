@@ -181,7 +181,8 @@ def verify_command(
         The environment profile, for the thresholds of memory and stress.
     """
     try:
-        from .testing.subject import Deployed, Lab, Memory, Sockets
+        from .testing.labs import Deployed, Memory, Sockets
+        from .testing.subject import Lab
         from .testing.verdict import line_of, verdict
         from .testing.verify import verify
     except ImportError as missing:

@@ -14,7 +14,7 @@ import attrs
 
 from .._words.profiles import Profile, choose_profile
 from .subject import Finding, Lab, NotHere
-from .suites import CATEGORIES, CHECKS, Budget, Check, Level
+from .suites import CATEGORIES, CHECKS, Budget, Check
 
 #: What may be asked for, besides the name of a check.
 WORDS = (*CATEGORIES, "all", "unit", "integration", "e2e", "regression")
@@ -189,6 +189,3 @@ def _leaves(exception: BaseException) -> Iterator[BaseException]:
             yield from _leaves(inner)
     else:
         yield exception
-
-
-__all__ = ["WORDS", "Level", "Outcome", "Report", "Row", "verify"]

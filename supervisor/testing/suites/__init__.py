@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -68,7 +69,7 @@ def check(
         category = function.__module__.rpartition(".")[2]
 
         def run(lab: Lab, budget: Budget) -> None:
-            if _is_async(function):
+            if inspect.iscoroutinefunction(function):
                 lab.run(budget.seed, function, lab, budget)
             else:
                 function(lab, budget)
@@ -77,12 +78,6 @@ def check(
         return function
 
     return register
-
-
-def _is_async(function: Callable[..., Awaitable[None] | None]) -> bool:
-    import inspect
-
-    return inspect.iscoroutinefunction(function)
 
 
 from . import cleanup, limits, memory, scenarios, stress, ttl  # noqa: E402 - they register with what is above

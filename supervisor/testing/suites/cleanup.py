@@ -6,9 +6,9 @@ import trio
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from ..._words.limits import Limits, Timeouts
+from ..._words.limits import Limits
 from ..leaks import garbage
-from ..subject import Client, Finding, Lab, Subject, expect
+from ..subject import Client, Finding, Lab, Settings, Subject, expect
 from ..wire import Peer
 from . import MEMORY, OURS, Budget, Level, check
 from ._crowd import all_at_once, closes, disconnected, inside, settle_at
@@ -74,7 +74,7 @@ async def closing_is_bounded_whatever_the_peer_does(lab: Lab, budget: Budget) ->
 @check("R18", "R29", doors=OURS)
 async def cleaning_up_uses_the_key_of_creation(lab: Lab, budget: Budget) -> None:
     """Half of the connections are made for a database session, half for a socket; both are found."""
-    async with lab.open(Limits(per_user=100, total=200)) as subject:
+    async with lab.open(Settings(limits=Limits(per_user=100, total=200))) as subject:
         names = [f"thread_{'session' if number % 2 else 'websocket_factory'}_{number}" for number in range(100)]
         for name in names:
             await subject.connect("ann", session=name)
@@ -85,7 +85,7 @@ async def cleaning_up_uses_the_key_of_creation(lab: Lab, budget: Budget) -> None
 
 @check("R15", "R16", doors=MEMORY)
 async def one_failure_does_not_stop_the_rest(lab: Lab, budget: Budget) -> None:
-    async with lab.open(Limits(per_user=20)) as subject:
+    async with lab.open(Settings(limits=Limits(per_user=20))) as subject:
         users = ("ann", "bob", "cleo")
         for number in range(30):
             await subject.connect(users[number % 3], peer=list(Peer)[number % 8])
@@ -98,7 +98,7 @@ async def one_failure_does_not_stop_the_rest(lab: Lab, budget: Budget) -> None:
 
 @check("R17", "R19", doors=OURS)
 async def cleaning_up_needs_no_background_task(lab: Lab, budget: Budget) -> None:
-    async with lab.open(background=False) as subject:
+    async with lab.open(Settings(background=False)) as subject:
         clients = await all_at_once(subject, [f"user-{number}" for number in range(25)], Peer.NEVER_READS)
         ended = await disconnected(subject, [(f"user-{number}", None) for number in range(25)])
         expect(ended == len(inside(clients)), f"{ended} of {len(inside(clients))} could be ended by hand")
@@ -128,7 +128,7 @@ def random_sequences_leave_no_orphan(lab: Lab, budget: Budget) -> None:
 
 
 async def _play(lab: Lab, operations: list[tuple[str, int]]) -> None:
-    async with lab.open(Limits(per_user=3), Timeouts()) as subject:
+    async with lab.open(Settings(limits=Limits(per_user=3))) as subject:
         live: dict[str, list[Client]] = {name: [] for name in "abc"}
         for operation, number in operations:
             user = "abc"[number % 3]

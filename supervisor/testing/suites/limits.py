@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 
 from ..._words.limits import Limits, Overflow, Policies
-from ..subject import Lab, Subject, expect
+from ..subject import Lab, Settings, Subject, expect
 from ..wire import Peer
 from . import OURS, Budget, Level, check
 from ._crowd import DELAY, all_at_once, closes, everybody_leaves, inside
@@ -27,7 +27,7 @@ async def a_storm_never_exceeds_the_limit_of_a_user(lab: Lab, budget: Budget) ->
 
 @check("R01", doors=OURS)
 async def nor_a_limit_of_twenty(lab: Lab, budget: Budget) -> None:
-    async with lab.open(Limits(per_user=20)) as subject:
+    async with lab.open(Settings(limits=Limits(per_user=20))) as subject:
         await _storm(subject, "ann")
 
 
@@ -46,7 +46,7 @@ async def the_oldest_leaves_for_a_newcomer(lab: Lab, budget: Budget) -> None:
 
 @check("R02", doors=OURS)
 async def a_full_server_refuses(lab: Lab, budget: Budget) -> None:
-    async with lab.open(Limits(per_user=5, total=10)) as subject:
+    async with lab.open(Settings(limits=Limits(per_user=5, total=10))) as subject:
         clients = await all_at_once(subject, ["ann", "bob"] * 5)
         late = await subject.connect("late")
         count = await subject.count()
@@ -58,7 +58,9 @@ async def a_full_server_refuses(lab: Lab, budget: Budget) -> None:
 
 @check("R04", doors=OURS)
 async def as_many_may_enter_as_have_left(lab: Lab, budget: Budget) -> None:
-    async with lab.open(Limits(per_user=5), policies=Policies(overflow_user=Overflow.REJECT)) as subject:
+    async with lab.open(
+        Settings(limits=Limits(per_user=5), policies=Policies(overflow_user=Overflow.REJECT))
+    ) as subject:
         clients = [await subject.connect("ann") for _ in range(5)]
         for leaving in (1, 3, 5):
             await everybody_leaves(clients[:leaving])
@@ -83,7 +85,7 @@ async def users_do_not_share_a_limit(lab: Lab, budget: Budget) -> None:
 @check("R13", doors=("memory",))
 async def the_long_idle_make_room_before_anybody_is_refused(lab: Lab, budget: Budget) -> None:
     policies = Policies(overflow_user=Overflow.REJECT, sent_is_activity=False)
-    async with lab.open(Limits(per_user=20, idle_ttl=300), policies=policies) as subject:
+    async with lab.open(Settings(limits=Limits(per_user=20, idle_ttl=300), policies=policies)) as subject:
         clients = [await subject.connect("ann") for _ in range(20)]
         await trio.sleep(200)
         newcomer = await subject.connect("ann")
@@ -96,7 +98,7 @@ async def the_long_idle_make_room_before_anybody_is_refused(lab: Lab, budget: Bu
 
 @check("R43", "R12", doors=OURS)
 async def a_user_of_zombies_gets_in_at_once(lab: Lab, budget: Budget) -> None:
-    async with lab.open(Limits(per_user=20)) as subject:
+    async with lab.open(Settings(limits=Limits(per_user=20))) as subject:
         for _ in range(20):
             await subject.connect("ann", peer=Peer.NEVER_READS)
         before = trio.current_time()

@@ -9,8 +9,9 @@ import trio
 
 from ..._words.limits import Limits
 from ..holders import who_holds
+from ..labs import Supervised
 from ..memory import MemoryProfiler
-from ..subject import Lab, NotHere, Supervised, expect
+from ..subject import Lab, NotHere, Settings, expect
 from . import OURS, Budget, check
 from ._crowd import all_at_once, everybody_leaves, inside, settle_at, wait_for_nobody
 
@@ -21,7 +22,7 @@ _OCTETS = 100_000
 
 @check("R21", "R23", doors=OURS)
 async def memory_does_not_grow_with_those_who_have_been(lab: Lab, budget: Budget) -> None:
-    async with lab.open(Limits(per_user=20)) as subject:
+    async with lab.open(Settings(limits=Limits(per_user=20))) as subject:
         profiler = MemoryProfiler()
         profiler.start()
         for turn in range(_ROUNDS):
@@ -39,7 +40,7 @@ async def memory_does_not_grow_with_those_who_have_been(lab: Lab, budget: Budget
 
 @check("R10", "R23", doors=OURS)
 async def no_connection_is_held_when_it_is_gone(lab: Lab, budget: Budget) -> None:
-    async with lab.open(Limits(per_user=20)) as subject:
+    async with lab.open(Settings(limits=Limits(per_user=20))) as subject:
         if not isinstance(subject, Supervised):
             raise NotHere("only a supervisor's connections can be followed")
         clients = await all_at_once(subject, [f"user-{number % 10}" for number in range(100)])

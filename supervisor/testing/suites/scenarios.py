@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 
 from ..._words.limits import Limits
-from ..subject import Client, Lab, expect
+from ..subject import Client, Lab, Settings, expect
 from ..wire import Peer
 from . import OURS, Budget, check
 from ._crowd import DELAY, closes, disconnected, inside, settle_at
@@ -28,7 +28,7 @@ async def a_browser_with_eight_tabs(lab: Lab, budget: Budget) -> None:
 
 @check("R27", doors=OURS)
 async def a_cold_start_of_twenty_five_against_twenty(lab: Lab, budget: Budget) -> None:
-    async with lab.open(Limits(per_user=20), background=False) as subject:
+    async with lab.open(Settings(limits=Limits(per_user=20), background=False)) as subject:
         started = trio.current_time()
         clients = [await subject.connect("ann") for _ in range(25)]
         took = trio.current_time() - started
@@ -61,7 +61,7 @@ async def a_phone_that_reconnects_while_its_old_socket_is_half_open(lab: Lab, bu
 
 @check("R29", doors=OURS)
 async def a_hundred_whose_session_and_socket_were_named_differently(lab: Lab, budget: Budget) -> None:
-    async with lab.open(Limits(per_user=5)) as subject:
+    async with lab.open(Settings(limits=Limits(per_user=5))) as subject:
         for number in range(100):
             kind = "session" if number % 2 else "websocket_factory"
             await subject.connect(f"user-{number // 5}", session=f"thread_{kind}_{number}")
@@ -73,7 +73,7 @@ async def a_hundred_whose_session_and_socket_were_named_differently(lab: Lab, bu
 @check("R30", doors=OURS)
 async def arrivals_that_outpace_any_periodic_cleanup(lab: Lab, budget: Budget) -> None:
     pauses = (0.5, 0.01) if lab.door == "memory" else (0.01,)
-    async with lab.open(Limits(per_user=20), background=False) as subject:
+    async with lab.open(Settings(limits=Limits(per_user=20), background=False)) as subject:
         for pause in pauses:
             clients = []
             for _ in range(int((10 if lab.door == "memory" else 2) / pause)):
@@ -90,7 +90,7 @@ async def arrivals_that_outpace_any_periodic_cleanup(lab: Lab, budget: Budget) -
 
 @check("R31", doors=OURS)
 async def a_noisy_user_does_not_hurt_the_others(lab: Lab, budget: Budget) -> None:
-    async with lab.open(Limits(per_user=20)) as subject:
+    async with lab.open(Settings(limits=Limits(per_user=20))) as subject:
         for _ in range(20):
             await subject.connect("noisy", peer=Peer.NEVER_READS)
         others = [await subject.connect("busy") for _ in range(18)] + [await subject.connect("calm") for _ in range(5)]

@@ -7,8 +7,9 @@ import time
 import trio
 
 from ..._words.limits import Limits
+from ..labs import Memory
 from ..leaks import Baseline, summary
-from ..subject import Client, Lab, Memory, NotHere, Subject, expect
+from ..subject import Client, Lab, NotHere, Settings, Subject, expect
 from . import MEMORY, Budget, check
 from ._crowd import settle_at
 
@@ -27,7 +28,7 @@ async def a_hundred_cycles(lab: Lab, budget: Budget) -> None:
 
 @check("R21", doors=("sockets",))
 async def five_hundred_rapid_cycles_leave_no_task_and_no_file(lab: Lab, budget: Budget) -> None:
-    async with lab.open(Limits(per_user=20)) as subject:
+    async with lab.open(Settings(limits=Limits(per_user=20))) as subject:
         await (await subject.connect("ann")).leave()
         await settle_at(subject)
         baseline = Baseline.take()

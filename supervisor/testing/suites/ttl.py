@@ -5,7 +5,8 @@ from __future__ import annotations
 import trio
 
 from ..._words.limits import Limits, Policies
-from ..subject import Client, InMemory, Lab, NotHere, expect
+from ..labs import InMemory
+from ..subject import Client, Lab, NotHere, Settings, expect
 from ..wire import Peer
 from . import MEMORY, OURS, Budget, Level, check
 from ._crowd import DELAY
@@ -30,21 +31,21 @@ async def _ends_after(client: Client, since: float, seconds: float, code: int, t
 
 @check("R06", doors=MEMORY, level=Level.UNIT)
 async def an_idle_connection_ends_at_its_deadline(lab: Lab, budget: Budget) -> None:
-    async with lab.open(Limits(idle_ttl=300), policies=_QUIET) as subject:
+    async with lab.open(Settings(limits=Limits(idle_ttl=300), policies=_QUIET)) as subject:
         client, since = await subject.connect("ann"), trio.current_time()
         await _ends_after(client, since, 300, 4001, 1e-3)
 
 
 @check("R06", doors=("sockets",))
 async def an_idle_connection_ends_at_its_deadline_on_a_socket(lab: Lab, budget: Budget) -> None:
-    async with lab.open(Limits(idle_ttl=0.5), policies=_QUIET) as subject:
+    async with lab.open(Settings(limits=Limits(idle_ttl=0.5), policies=_QUIET)) as subject:
         client, since = await subject.connect("ann"), trio.current_time()
         await _ends_after(client, since, 0.5, 4001, DELAY)
 
 
 @check("R07", doors=MEMORY, level=Level.UNIT)
 async def talking_keeps_a_connection(lab: Lab, budget: Budget) -> None:
-    async with lab.open(Limits(idle_ttl=300), policies=_QUIET) as subject:
+    async with lab.open(Settings(limits=Limits(idle_ttl=300), policies=_QUIET)) as subject:
         client = await subject.connect("ann")
         for _ in range(3):
             await trio.sleep(200)
@@ -55,7 +56,7 @@ async def talking_keeps_a_connection(lab: Lab, budget: Budget) -> None:
 
 @check("R07", doors=MEMORY)
 async def being_spoken_to_does_not(lab: Lab, budget: Budget) -> None:
-    async with lab.open(Limits(idle_ttl=300), policies=_QUIET) as subject:
+    async with lab.open(Settings(limits=Limits(idle_ttl=300), policies=_QUIET)) as subject:
         client, since = await subject.connect("ann"), trio.current_time()
         if not isinstance(subject, InMemory):
             raise NotHere("nobody here can publish")
@@ -67,7 +68,7 @@ async def being_spoken_to_does_not(lab: Lab, budget: Budget) -> None:
 
 @check("R51", doors=MEMORY, level=Level.UNIT)
 async def a_peer_that_answers_nothing_is_found(lab: Lab, budget: Budget) -> None:
-    async with lab.open(policies=_QUIET) as subject:
+    async with lab.open(Settings(policies=_QUIET)) as subject:
         client, since = await subject.connect("ann", peer=Peer.MUTE), trio.current_time()
         await _ends_after(client, since, 40.5, 4002, 0.5 + 1e-3)
 
@@ -75,7 +76,7 @@ async def a_peer_that_answers_nothing_is_found(lab: Lab, budget: Budget) -> None
 @check("R06", doors=OURS)
 async def nobody_is_left_when_their_time_is_over(lab: Lab, budget: Budget) -> None:
     ttl = 300 if lab.door == "memory" else 0.3
-    async with lab.open(Limits(idle_ttl=ttl), policies=_QUIET) as subject:
+    async with lab.open(Settings(limits=Limits(idle_ttl=ttl), policies=_QUIET)) as subject:
         for number in range(25):
             await subject.connect(f"user-{number % 5}", peer=Peer.NEVER_READS)
         await trio.sleep(ttl + 0.6 + (DELAY if lab.door != "memory" else 0))
