@@ -11,8 +11,9 @@ import pytest
 from properties.reported import Reported
 from supervisor import hub
 from supervisor.testing import verify
+from supervisor.testing.checks import CHECKS, Budget
 from supervisor.testing.labs import Memory, Sockets
-from supervisor.testing.suites import CATEGORIES, CHECKS, Budget
+from supervisor.testing.suites import CATEGORIES
 from supervisor.testing.verify import Outcome
 
 #: What each category must find in the manager, in the words of the reports.

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.testing.suites import CATEGORIES, CHECKS, Level
+from supervisor.testing.checks import CHECKS, Level
+from supervisor.testing.suites import CATEGORIES
 
 PAGE = Path(__file__).parent.parent / "docs" / "requirements.md"
 NOT_YET = "not yet"

@@ -14,9 +14,10 @@ import pytest
 
 from supervisor import hub
 from supervisor.testing import Outcome, Report, Row, verify
+from supervisor.testing.checks import CHECKS, Budget, Check, Level
 from supervisor.testing.labs import Deployed, Memory
 from supervisor.testing.subject import Finding, NotHere
-from supervisor.testing.suites import CATEGORIES, CHECKS, Budget, Check, Level
+from supervisor.testing.suites import CATEGORIES
 from supervisor.testing.verdict import line_of, replay, verdict
 from supervisor.testing.verify import WORDS
 

@@ -13,8 +13,9 @@ from typing import Any
 import attrs
 
 from .._words.profiles import Profile, choose_profile
+from .checks import CHECKS, Budget, Check
 from .subject import Finding, Lab, NotHere
-from .suites import CATEGORIES, CHECKS, Budget, Check
+from .suites import CATEGORIES
 
 #: What may be asked for, besides the name of a check.
 WORDS = (*CATEGORIES, "all", "unit", "integration", "e2e", "regression")

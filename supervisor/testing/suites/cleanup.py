@@ -7,10 +7,10 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from ..._words.limits import Limits
+from ..checks import MEMORY, OURS, Budget, Level, check
 from ..leaks import garbage
 from ..subject import Client, Finding, Lab, Settings, Subject, expect
 from ..wire import Peer
-from . import MEMORY, OURS, Budget, Level, check
 from ._crowd import all_at_once, closes, disconnected, inside, settle_at
 
 #: As many as had been found in the reports that this project began with.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import trio
 
 from ..._words.limits import Limits, Overflow, Policies
+from ..checks import OURS, Budget, Level, check
 from ..subject import Lab, Settings, Subject, expect
 from ..wire import Peer
-from . import OURS, Budget, Level, check
 from ._crowd import DELAY, all_at_once, closes, everybody_leaves, inside
 
 

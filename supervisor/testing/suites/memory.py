@@ -8,11 +8,11 @@ from collections import Counter
 import trio
 
 from ..._words.limits import Limits
+from ..checks import OURS, Budget, check
 from ..holders import who_holds
 from ..labs import Supervised
 from ..memory import MemoryProfiler
 from ..subject import Lab, NotHere, Settings, expect
-from . import OURS, Budget, check
 from ._crowd import all_at_once, everybody_leaves, inside, settle_at, wait_for_nobody
 
 _ROUNDS = 12

@@ -5,9 +5,9 @@ from __future__ import annotations
 import trio
 
 from ..._words.limits import Limits
+from ..checks import OURS, Budget, check
 from ..subject import Client, Lab, Settings, expect
 from ..wire import Peer
-from . import OURS, Budget, check
 from ._crowd import DELAY, closes, disconnected, inside, settle_at
 
 

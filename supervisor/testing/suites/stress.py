@@ -7,10 +7,10 @@ import time
 import trio
 
 from ..._words.limits import Limits
+from ..checks import MEMORY, Budget, check
 from ..labs import Memory
 from ..leaks import Baseline, summary
 from ..subject import Client, Lab, NotHere, Settings, Subject, expect
-from . import MEMORY, Budget, check
 from ._crowd import settle_at
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import trio
 
 from ..._words.limits import Limits, Policies
+from ..checks import MEMORY, OURS, Budget, Level, check
 from ..labs import InMemory
 from ..subject import Client, Lab, NotHere, Settings, expect
 from ..wire import Peer
-from . import MEMORY, OURS, Budget, Level, check
 from ._crowd import DELAY
 
 #: Whatever the handler sends by itself is not what these checks are about.
