@@ -2,8 +2,8 @@
 
 Needs the extra ``testing``. From the ground up: a ``wire`` whose peer fails, a ``schedule`` that can be repeated, a
 ``model`` of who should be in, a random ``world`` and a Hypothesis ``machine`` that it judges; what is left behind
-(``memory``, ``leaks``, ``holders``); and ``suites`` of ``checks``, run by ``verify`` against any ``subject`` that one of the
-``labs`` makes.
+(``memory``, ``leaks``, ``holders``); and ``suites`` of ``checks``, run by ``verify`` against any ``subject`` that one of
+the ``labs`` makes.
 """
 
 from . import strategies as strategies
