@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import attrs
 import pytest
+import trio
 
 from supervisor import hub
 from supervisor.testing import Outcome, Report, Row, verify
@@ -202,3 +203,13 @@ def test_everything_fits_into_a_minute() -> None:
     )
     assert done.returncode == 0, done.stdout
     assert time.monotonic() - started <= 50
+
+
+@pytest.mark.req("R36")
+def test_a_check_that_never_ends_is_a_finding() -> None:
+    async def waits_for_ever(lab: Memory) -> None:
+        async with lab.open():
+            await trio.sleep_forever()
+
+    with pytest.raises(Finding, match="nothing happens any more"):
+        Memory(hub).run(0, waits_for_ever, Memory(hub))

@@ -32,6 +32,14 @@ from .wire import FaultWire, Peer
 T = TypeVar("T")
 
 
+async def _within(seconds: float, async_fn: Callable[..., Awaitable[T]], *args: Any) -> T:
+    try:
+        with trio.fail_after(seconds):
+            return await async_fn(*args)
+    except trio.TooSlowError:
+        raise Finding(f"nothing happens any more: not done after {seconds:g} s") from None
+
+
 # -- ours, in memory ---------------------------------------------------------------------------------------------
 
 
@@ -174,8 +182,8 @@ class Memory:
     door: ClassVar[str] = "memory"
 
     def run(self, seed: int, async_fn: Callable[..., Awaitable[T]], *args: Any) -> T:
-        """See `Lab.run`."""
-        return schedule.run(seed, async_fn, *args, instruments=[])
+        """See `Lab.run`. Whoever does not come to an end in a week of virtual time never will."""
+        return schedule.run(seed, _within, 7 * 86400, async_fn, *args, instruments=[])
 
     @contextlib.asynccontextmanager
     async def open(self, settings: Settings = Settings()) -> AsyncGenerator[InMemory, None]:
@@ -247,8 +255,8 @@ class Sockets:
     door: ClassVar[str] = "sockets"
 
     def run(self, seed: int, async_fn: Callable[..., Awaitable[T]], *args: Any) -> T:
-        """See `Lab.run`; real sockets keep to no schedule."""
-        return trio.run(async_fn, *args)
+        """See `Lab.run`; real sockets keep to no schedule, and two minutes are enough for each check."""
+        return trio.run(_within, 120, async_fn, *args)
 
     @contextlib.asynccontextmanager
     async def open(self, settings: Settings = Settings()) -> AsyncGenerator[OnSockets, None]:
@@ -337,8 +345,8 @@ class Deployed:
     door: ClassVar[str] = "deployed"
 
     def run(self, seed: int, async_fn: Callable[..., Awaitable[T]], *args: Any) -> T:
-        """See `Lab.run`."""
-        return trio.run(async_fn, *args)
+        """See `Lab.run`; two minutes are enough for each check."""
+        return trio.run(_within, 120, async_fn, *args)
 
     @contextlib.asynccontextmanager
     async def open(self, settings: Settings = Settings()) -> AsyncGenerator[Far, None]:
