@@ -1,8 +1,8 @@
 """What this project tests itself with, for those who test handlers of their own. Needs the extra ``testing``.
 
-From the ground up: a ``wire`` whose peer fails, a ``schedule`` that can be repeated, a ``model`` of who should be in, a
-random ``world`` and a Hypothesis ``machine`` that it judges; what is left behind (``memory``, ``leaks``, ``holders``); and
-``suites`` of ``checks``, run by ``verify`` against any ``subject`` that one of the ``labs`` makes.
+From the ground up: a ``wire`` whose peer fails, a ``schedule`` that can be repeated, a ``model`` of who should be in,
+and a random ``world`` and a Hypothesis ``machine`` that it judges; what is left behind (``memory``, ``leaks``,
+``holders``); and ``suites`` of ``checks``, run by ``verify`` against any ``subject`` that one of the ``labs`` makes.
 """
 
 from . import strategies as strategies

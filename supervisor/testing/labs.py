@@ -183,7 +183,7 @@ class Memory:
 
     def run(self, seed: int, async_fn: Callable[..., Awaitable[T]], *args: Any) -> T:
         """See `Lab.run`. Whoever does not come to an end in a week of virtual time never will."""
-        return schedule.run(seed, _within, 7 * 86400, async_fn, *args, instruments=[])
+        return schedule.run(seed, partial(_within, 7 * 86400, async_fn, *args), instruments=[])
 
     @contextlib.asynccontextmanager
     async def open(self, settings: Settings = Settings()) -> AsyncGenerator[InMemory, None]:
@@ -256,7 +256,7 @@ class Sockets:
 
     def run(self, seed: int, async_fn: Callable[..., Awaitable[T]], *args: Any) -> T:
         """See `Lab.run`; real sockets keep to no schedule, and two minutes are enough for each check."""
-        return trio.run(_within, 120, async_fn, *args)
+        return trio.run(partial(_within, 120, async_fn, *args))
 
     @contextlib.asynccontextmanager
     async def open(self, settings: Settings = Settings()) -> AsyncGenerator[OnSockets, None]:
@@ -346,7 +346,7 @@ class Deployed:
 
     def run(self, seed: int, async_fn: Callable[..., Awaitable[T]], *args: Any) -> T:
         """See `Lab.run`; two minutes are enough for each check."""
-        return trio.run(_within, 120, async_fn, *args)
+        return trio.run(partial(_within, 120, async_fn, *args))
 
     @contextlib.asynccontextmanager
     async def open(self, settings: Settings = Settings()) -> AsyncGenerator[Far, None]:
