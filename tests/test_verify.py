@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import ssl
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 import attrs
 import pytest
 import trio
+import trustme
 
 from supervisor import hub
 from supervisor.testing import Outcome, Report, Row, verify
@@ -172,6 +174,20 @@ def test_a_deployed_server_is_verified_by_its_url(tmp_path) -> None:
     assert {row["door"] for row in rows} == {"deployed"}
     assert {row["outcome"] for row in rows} == {"held"}
     assert len(rows) >= 5
+
+
+@pytest.mark.req("R36")
+def test_a_deployed_server_may_speak_tls(tmp_path) -> None:
+    authority, files = trustme.CA(), {name: str(tmp_path / name) for name in ("ca", "cert", "key")}
+    certificate = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(files["ca"])
+    certificate.cert_chain_pems[0].write_to_path(files["cert"])
+    certificate.private_key_pem.write_to_path(files["key"])
+    with deployed("--certfile", files["cert"], "--keyfile", files["key"]) as url:
+        assert url.startswith("wss://")
+        trusting = Deployed(url, ssl_context=ssl.create_default_context(cafile=files["ca"]))
+        assert verify([trusting], ["the_oldest_leaves_for_a_newcomer"]).acquitted
+        assert "SSL" in verify([Deployed(url)], ["the_oldest_leaves_for_a_newcomer"]).broken[0].text
 
 
 @pytest.mark.req("R36")

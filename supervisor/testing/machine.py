@@ -299,6 +299,10 @@ class SupervisorMachine(RuleBasedStateMachine):
         assert orphans == (), orphans
         self.stepper.call(self.model.compare, self.supervisor)
         assert self.model.problems == [], self.model.problems
+        figures = self.stepper.call(self.supervisor.statistics)
+        assert (figures.connections, figures.waiting) == (len(self.model.claims), len(self.model.queue))
+        assert figures.admitted == sum(guest.admitted for guest in self.model.guests.values())
+        assert sum(figures.closed.values()) == sum(guest.closed is not None for guest in self.model.guests.values())
 
     def teardown(self) -> None:
         """Once faults stop, everything drains to the exact baseline within the promised time."""

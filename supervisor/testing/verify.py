@@ -181,7 +181,8 @@ def _judge(exception: BaseException) -> tuple[Outcome, str]:
     for leaf in leaves:
         if isinstance(leaf, NotHere):
             return Outcome.NOT_HERE, str(leaf)
-    return Outcome.BROKEN, "; ".join(f"{type(leaf).__name__}: {leaf}" for leaf in leaves[:3])
+    told = [leaf if str(leaf) or leaf.__cause__ is None else leaf.__cause__ for leaf in leaves[:3]]
+    return Outcome.BROKEN, "; ".join(f"{type(leaf).__name__}: {leaf}" for leaf in told)
 
 
 def _leaves(exception: BaseException) -> Iterator[BaseException]:
