@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from fractions import Fraction
@@ -257,6 +258,19 @@ class BulletinMachine(RuleBasedStateMachine):
 # -- what is a function of its arguments is checked as one -------------------------------------------------------
 
 
+def of(**drawn: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Callable[[int], None]]:
+    """Make a property of what is drawn: a function of how many examples to try."""
+
+    def decorate(function: Callable[..., None]) -> Callable[[int], None]:
+        @functools.wraps(function)
+        def check(examples: int) -> None:
+            settings(max_examples=examples, database=None, deadline=None)(given(**drawn)(function))()
+
+        return check
+
+    return decorate
+
+
 def crowd(shares: dict[str, int], idle: list[float], maximum: int) -> tuple[Roster, dict[str, User]]:
     """A total roster, and users, with as many claims as `shares` says, interleaved."""
     total, users = Roster.of(maximum), {name: User(name, Roster.of(99)) for name in NAMES}
@@ -277,7 +291,7 @@ def crowd(shares: dict[str, int], idle: list[float], maximum: int) -> tuple[Rost
 shares = st.dictionaries(st.sampled_from(NAMES), st.integers(0, 3))
 
 
-@given(
+@of(
     shares=shares,
     idle=st.lists(times, min_size=1),
     limit=st.integers(1, 3),
@@ -346,7 +360,7 @@ def admission(
 marks = st.sampled_from(["0.1", "0.5", "0.7", "0.8", "0.9", "1"])
 
 
-@given(claims=st.integers(0, 1100), maximum=st.integers(1, 1000), at=marks, to=marks)
+@of(claims=st.integers(0, 1100), maximum=st.integers(1, 1000), at=marks, to=marks)
 def how_many_to_shed(claims: int, maximum: int, at: str, to: str) -> None:
     """As many as arithmetic without rounding says."""
     high, low = max(Fraction(at), Fraction(to)), min(Fraction(at), Fraction(to))
@@ -354,7 +368,7 @@ def how_many_to_shed(claims: int, maximum: int, at: str, to: str) -> None:
     assert count == (claims - math.floor(maximum * low) if claims >= maximum * high else 0)
 
 
-@given(
+@of(
     idle=st.lists(times, min_size=1, max_size=6),
     pinged=st.lists(st.none() | times, min_size=6, max_size=6),
     stalled=st.lists(st.none() | times, min_size=6, max_size=6),
@@ -388,7 +402,7 @@ def whom_to_shed(
     assert list(chosen) == [*unresponsive, *long_idle][:count]
 
 
-@given(
+@of(
     stage=st.sampled_from([Stage.QUEUED, Stage.CLAIM, Stage.LEAVING, Stage.CLOSING, Stage.STUCK]),
     active=times,
     ends_at=times | st.just(math.inf),
@@ -438,7 +452,7 @@ def dues(
         assert moment == math.inf
 
 
-@given(now=times, wall=times, length=times.filter(bool) | st.just(math.inf), expires=st.none() | times)
+@of(now=times, wall=times, length=times.filter(bool) | st.just(math.inf), expires=st.none() | times)
 def lifetimes(now: float, wall: float, length: float, expires: float | None) -> None:
     """Whatever ends first, and never before now."""
     at, why = lifetime(Identity(user="a", expires_at=expires), Limits(lifetime=length), now, wall)
@@ -454,7 +468,7 @@ MACHINES: tuple[type[RuleBasedStateMachine], ...] = (
     RosterMachine,
     BulletinMachine,
 )
-FUNCTIONS: tuple[Callable[[], None], ...] = (admission, how_many_to_shed, whom_to_shed, dues, lifetimes)
+FUNCTIONS: tuple[Callable[[int], None], ...] = (admission, how_many_to_shed, whom_to_shed, dues, lifetimes)
 
 
 def run_machine(machine: type[RuleBasedStateMachine], examples: int) -> None:
@@ -473,8 +487,7 @@ def run_machine(machine: type[RuleBasedStateMachine], examples: int) -> None:
 
 def run_all(examples: int) -> None:
     """All machines and functions of this module."""
-    chosen = settings(max_examples=examples, database=None, deadline=None)
     for function in FUNCTIONS:
-        chosen(function)()
+        function(examples)
     for machine in MACHINES:
         run_machine(machine, examples // 3)

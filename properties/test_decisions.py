@@ -19,4 +19,4 @@ def test_it_does_what_its_model_does(machine) -> None:
 @pytest.mark.req("R03", "R06", "R12", "R13")
 @pytest.mark.parametrize("function", decisions.FUNCTIONS, ids=lambda function: function.__name__)
 def test_it_says_what_its_model_says(function) -> None:
-    settings(max_examples=300)(function)()
+    function(300)
