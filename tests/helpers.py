@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import attrs
@@ -22,6 +22,19 @@ async def echo(conn: Connection) -> None:
     """A handler that reads."""
     async for message in conn:
         await conn.send(message)
+
+
+def slow_to_leave(seconds: float) -> Callable[[Connection], Awaitable[None]]:
+    """A handler that needs so long after its cancellation."""
+
+    async def handler(conn: Connection) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(seconds)
+
+    return handler
 
 
 @attrs.define

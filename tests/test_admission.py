@@ -24,9 +24,10 @@ from supervisor import (
     open_supervisor,
 )
 from supervisor.testing import FaultWire
-from tests.helpers import open_house, reason, settle, sleeper
+from tests.helpers import open_house, reason, settle, sleeper, slow_to_leave
 
 REJECT = Policies(overflow_user=Overflow.REJECT)
+WAIT = Policies(overflow_user=Overflow.WAIT)
 
 
 @pytest.mark.req("R01", "R03")
@@ -153,8 +154,7 @@ async def test_who_waits_gets_the_next_claim_in_order(autojump_clock) -> None:
         await house.supervisor.start(FaultWire(), Identity(user="ann"), sleeper)
         entered.append(name)
 
-    policies = Policies(overflow_user=Overflow.WAIT)
-    async with open_house(limits=Limits(per_user=1), policies=policies) as house:
+    async with open_house(limits=Limits(per_user=1), policies=WAIT) as house:
         (conn,) = await house.fill(1)
         for name in ("first", "second"):
             house.callers.start_soon(wait_for_seat, house, name)
@@ -169,20 +169,77 @@ async def test_who_waits_gets_the_next_claim_in_order(autojump_clock) -> None:
 
 
 @pytest.mark.req("R03")
-async def test_who_waits_too_long_is_refused(autojump_clock) -> None:
-    policies = Policies(overflow_user=Overflow.WAIT)
-    async with open_house(limits=Limits(per_user=1), policies=policies, timeouts=Timeouts(wait=3)) as house:
+@pytest.mark.parametrize(
+    ("limits", "policies", "limit", "status"),
+    [
+        (Limits(per_user=1), WAIT, "per user", 429),
+        (Limits(total=1), Policies(overflow_total=Overflow.WAIT), "total", 503),
+    ],
+    ids=["per user", "total"],
+)
+async def test_who_waits_too_long_is_refused(
+    autojump_clock, limits: Limits, policies: Policies, limit: str, status: int
+) -> None:
+    async with open_house(limits=limits, policies=policies, timeouts=Timeouts(wait=3)) as house:
         await house.enter()
         before = trio.current_time()
-        with pytest.raises(LimitReached, match="per user limit"):
+        with pytest.raises(LimitReached) as refused:
             await house.enter()
         assert trio.current_time() - before == pytest.approx(3)
+        assert str(refused.value) == f"user 'ann' exceeded maximum connections {limit} limit (1/1)"
+        assert (refused.value.limit, refused.value.status) == (limit, status)
+        (event,) = house.told(events.Refused)
+        assert (event.reason, event.text, event.hard) == (CloseReason.LIMIT_REACHED, str(refused.value), False)
+
+
+@pytest.mark.req("R03")
+async def test_beyond_those_who_may_wait_a_newcomer_is_refused_at_once(autojump_clock) -> None:
+    async with open_house(limits=Limits(per_user=1, lobby=1), policies=WAIT) as house:
+        conn = await house.enter()
+        house.callers.start_soon(house.enter)
+        await settle()
+        before = trio.current_time()
+        with pytest.raises(LimitReached) as refused:
+            await house.enter()
+        assert trio.current_time() == before
+        assert str(refused.value) == "user 'ann' exceeded maximum connections per user limit (1/1)"
+        assert [event.text for event in house.told(events.Refused)] == [str(refused.value)]
+        assert house.supervisor.statistics().waiting == 1
+        conn.close()
+        await settle()
+
+
+@pytest.mark.req("R03", "R43")
+async def test_who_waited_for_a_claim_takes_the_seat_of_who_is_slow_to_leave_after_100_ms(autojump_clock) -> None:
+    async with open_house(limits=Limits(per_user=1), policies=WAIT) as house:
+        conn = await house.enter(handler=slow_to_leave(0.4))
+        house.callers.start_soon(house.enter)
+        await settle()
+        conn.close()
+        left = trio.current_time()
+        await trio.sleep(0.3)
+        assert [event.at - left for event in house.told(events.Admitted)[1:]] == pytest.approx([0.1])
+
+
+@pytest.mark.req("R03", "R06")
+async def test_who_waits_gets_the_claim_of_who_has_expired_and_an_idle_time_of_its_own(autojump_clock) -> None:
+    async with open_house(limits=Limits(per_user=1, idle_ttl=10), policies=WAIT, timeouts=Timeouts(wait=60)) as house:
+        first = await house.enter(handler=slow_to_leave(0.4))
+        await trio.sleep(2)
+        house.callers.start_soon(house.enter)
+        await trio.sleep(8)
+        await settle()
+        assert (reason(first), house.supervisor.statistics().waiting) == (CloseReason.IDLE, 0)
+        second = house.supervisor.connection(house.ids()[0])
+        before = trio.current_time()
+        await second.wait_gone()
+        assert (reason(second), trio.current_time() - before) == (CloseReason.IDLE, pytest.approx(10))
 
 
 async def test_who_waits_is_refused_when_the_house_drains(autojump_clock) -> None:
     async def wait(house) -> None:
         with pytest.raises(Draining):
-            await house.enter()
+            await house.enter("ann")
 
     policies = Policies(overflow_total=Overflow.WAIT)
     async with open_house(limits=Limits(total=1), policies=policies) as house:
@@ -190,47 +247,108 @@ async def test_who_waits_is_refused_when_the_house_drains(autojump_clock) -> Non
         house.callers.start_soon(wait, house)
         await settle()
         await house.supervisor.drain()
-        with pytest.raises(Draining):
-            await house.enter()
+        with pytest.raises(Draining, match=r"^draining: no new connections are admitted$"):
+            await house.enter("cid")
+        refused = [(event.identity.user, event.reason) for event in house.told(events.Refused)]
+        assert refused == [("ann", CloseReason.RESTART), ("cid", CloseReason.RESTART)]
 
 
 @pytest.mark.req("R03")
 async def test_a_waiting_newcomer_can_be_superseded(autojump_clock) -> None:
     """Slow leavers keep the seats for 100 ms; who waits for them can lose its claim to a newer one."""
 
-    async def slow_to_leave(conn) -> None:
-        try:
-            await trio.sleep_forever()
-        finally:
-            with trio.CancelScope(shield=True):
-                await trio.sleep(0.05)
-
     async def superseded(house) -> None:
         with pytest.raises(Superseded) as refused:
             await house.enter()
         assert refused.value.reason is CloseReason.EVICTED
         assert refused.value.status == 429
+        assert str(refused.value) == "user 'ann' exceeded maximum connections per user limit (1/1)"
 
     async with open_house(limits=Limits(per_user=1)) as house:
-        await house.enter(handler=slow_to_leave)
+        await house.enter(handler=slow_to_leave(0.05))
         house.callers.start_soon(superseded, house)
         await settle()
         newest = await house.enter()
         assert house.ids() == [newest.id]
+        (event,) = house.told(events.Refused)
+        assert event.reason is CloseReason.EVICTED
+        assert event.text == "user 'ann' exceeded maximum connections per user limit (1/1)"
 
 
 @pytest.mark.req("R12", "R43")
 async def test_a_newcomer_takes_the_seat_of_who_is_slow_to_leave_after_100_ms(autojump_clock) -> None:
-    async def slow(conn) -> None:
-        with trio.CancelScope(shield=True):
-            await trio.sleep(0.4)
-
     async with open_house(limits=Limits(per_user=20)) as house:
-        await house.fill(20, handler=slow)
+        await house.fill(20, handler=slow_to_leave(0.4))
         before = trio.current_time()
         await house.enter()
         assert trio.current_time() - before == pytest.approx(0.1)
         assert house.supervisor.statistics().seats == 20
+
+
+@pytest.mark.req("R43")
+async def test_a_newcomer_takes_only_the_seats_that_it_needs(autojump_clock) -> None:
+    async with open_house(limits=Limits(per_user=2)) as house:
+        first, second = await house.fill(2, handler=slow_to_leave(0.4))
+        first.close()
+        second.close()
+        newcomer = await house.enter()
+        assert [len(conn.seats) for conn in (first, second, newcomer)] == [0, 2, 2]
+
+
+@pytest.mark.req("R43")
+async def test_who_leaves_just_in_time_keeps_its_seats(autojump_clock) -> None:
+    """Twenty times, since the newcomer and the one that leaves wake in one batch, which Trio shuffles."""
+    held: list[int] = []
+
+    async def just_in_time(conn) -> None:
+        try:
+            await slow_to_leave(0.1)(conn)
+        finally:
+            held.append(len(conn.seats))
+
+    async with open_house(limits=Limits(per_user=1)) as house:
+        for _ in range(20):
+            await house.enter(handler=just_in_time)
+            newcomer = await house.enter()
+            newcomer.close()
+            await settle()
+    assert held == [2] * 20
+
+
+@pytest.mark.req("R43")
+async def test_a_keeper_that_looks_does_not_prolong_the_wait_for_a_seat(autojump_clock) -> None:
+    async with open_house(limits=Limits(per_user=2)) as house:
+        await house.enter(handler=slow_to_leave(0.4))
+        wire = FaultWire()
+        await house.enter(wire=wire)
+        await trio.sleep(19.95)
+        before = trio.current_time()
+        await house.enter()
+        assert trio.current_time() - before == pytest.approx(0.1)
+        assert wire.pings == 1
+
+
+@pytest.mark.req("R12")
+async def test_a_handler_whose_seats_were_taken_counts_as_stuck(autojump_clock) -> None:
+    async with open_house(limits=Limits(per_user=1, stuck=0)) as house:
+        await house.enter(handler=slow_to_leave(0.4))
+        await house.enter()
+        with pytest.raises(HardLimitReached) as refused:
+            await house.enter()
+        assert str(refused.value) == "HARD LIMIT: user 'ann' still over limit after cleanup (1/1, 1 stuck)"
+        await trio.sleep(0.4)
+        await house.enter()
+
+
+@pytest.mark.req("R12")
+async def test_a_handler_that_has_its_seats_still_is_not_stuck(autojump_clock) -> None:
+    async with open_house(limits=Limits(per_user=2, stuck=0)) as house:
+        await house.fill(2, handler=slow_to_leave(0.05))
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(house.enter)
+        assert len(house.ids()) == 2
+        assert house.told(events.Refused) == []
 
 
 @pytest.mark.req("R12")
@@ -251,6 +369,8 @@ async def test_too_many_stuck_handlers_are_the_hard_limit(autojump_clock) -> Non
             await house.enter()
         assert trio.current_time() - before <= 0.1
         assert str(refused.value) == "HARD LIMIT: user 'ann' still over limit after cleanup (20/20, 21 stuck)"
+        (event,) = house.told(events.Refused)
+        assert (event.reason, event.text, event.hard) == (CloseReason.LIMIT_REACHED, str(refused.value), True)
         await house.enter("bob")  # nobody else's business
         await trio.sleep(60)
         await settle()
@@ -298,9 +418,7 @@ async def test_evicting_ones_own_makes_room_in_the_total_too(autojump_clock) -> 
 
 
 async def test_a_caller_that_gives_up_while_waiting_was_never_here(autojump_clock) -> None:
-    async with open_house(
-        limits=Limits(per_user=1), policies=Policies(overflow_user=Overflow.WAIT), timeouts=Timeouts(wait=60)
-    ) as house:
+    async with open_house(limits=Limits(per_user=1), policies=WAIT, timeouts=Timeouts(wait=60)) as house:
         await house.enter()
         with trio.move_on_after(1) as patience:
             await house.supervisor.supervise(FaultWire(), Identity(user="ann"), sleeper)

@@ -67,7 +67,9 @@ async def test_a_room_and_a_run_of_one_name_are_two(autojump_clock) -> None:
         conn.follow("name")
         assert house.supervisor.room("name").members == ()
         assert house.supervisor.run("name").members == (conn,)
-        assert not conn.leave("name")
+        assert (house.supervisor.rooms(), house.supervisor.statistics().rooms) == ((), 0)
+        assert conn.rooms == ()
+        assert conn.leave("name") is False
 
 
 @pytest.mark.req("R10")

@@ -9,8 +9,8 @@ import pytest
 import trio
 
 from supervisor import CloseReason, Limits, Policies, Timeouts, Unauthorized, events
-from supervisor.testing import FaultWire
-from tests.helpers import House, echo, open_house, reason, settle
+from supervisor.testing import Fault, FaultWire
+from tests.helpers import House, echo, open_house, reason, settle, slow_to_leave
 
 
 async def lived(house: House, seconds: float) -> list[tuple[str, float]]:
@@ -28,6 +28,7 @@ async def test_idle_connections_end_at_their_deadline(autojump_clock, ttl: float
         await trio.sleep(ttl / 3)
         await house.enter()
         assert await lived(house, ttl * 2) == [("IDLE", ttl), ("IDLE", ttl)]
+        assert {(event.end.code, event.end.text) for event in house.told(events.Closed)} == {(4001, "idle")}
 
 
 @pytest.mark.req("R07")
@@ -88,7 +89,7 @@ async def test_a_lifetime_ends_whatever_happens(autojump_clock) -> None:
     async with open_house(limits=Limits(lifetime=60)) as house:
         conn = await house.enter(handler=busy)
         assert await lived(house, 100) == [("LIFETIME", 60)]
-        assert conn.end.code == 4004
+        assert (conn.end.code, conn.end.text) == (4004, "lifetime over")
 
 
 async def test_a_credential_ends_at_its_time_and_the_wall_clock_is_asked_once(autojump_clock, monkeypatch) -> None:
@@ -99,8 +100,17 @@ async def test_a_credential_ends_at_its_time_and_the_wall_clock_is_asked_once(au
         assert await lived(house, 99.9) == []
         assert await lived(house, 1) == [("CREDENTIAL_EXPIRED", 100)]
         assert conn.end.code == 4005
-        with pytest.raises(Unauthorized, match="expired"):
+        with pytest.raises(Unauthorized, match=r"^the credential has expired$"):
             await house.enter(expires_at=5.0)
+        (event,) = house.told(events.Refused)
+        assert (event.reason, event.text) == (CloseReason.UNAUTHORIZED, "the credential has expired")
+
+
+async def test_a_credential_cannot_outlive_the_lifetime(autojump_clock, monkeypatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1_000_000.0)
+    async with open_house(limits=Limits(lifetime=60)) as house:
+        await house.enter(expires_at=1_000_100.0)
+        assert await lived(house, 200) == [("LIFETIME", 60)]
 
 
 @pytest.mark.req("R51")
@@ -122,6 +132,27 @@ async def test_nobody_is_unresponsive_while_we_do_not_listen(autojump_clock) -> 
         wire.silent_since = None
         assert await lived(house, 100) == []
         assert wire.pings in (4, 5)
+
+
+async def test_nobody_is_pinged_while_waiting_for_a_seat(autojump_clock) -> None:
+    """Its wire is not open yet."""
+    timeouts = Timeouts(ping_interval=1, evict=3, handler_exit=5, close=5)
+    async with open_house(limits=Limits(per_user=1), timeouts=timeouts) as house:
+        await house.enter(handler=slow_to_leave(4))
+        wire = FaultWire()
+        await house.enter(wire=wire)
+        assert wire.pings == 0
+        await trio.sleep(1.1)
+        assert wire.pings == 1
+
+
+@pytest.mark.req("R42")
+async def test_a_user_who_has_connections_is_never_gone_however_late_the_keeper_is(autojump_clock) -> None:
+    async with open_house() as house:
+        conn = await house.enter()
+        autojump_clock.jump(400)
+        assert house.supervisor._ledger.close_user(conn.host) is False
+        assert house.supervisor.statistics().users == 1
 
 
 @pytest.mark.req("R42")
@@ -179,6 +210,57 @@ async def test_a_stall_of_our_own_expires_nobody_who_has_spoken(mock_clock) -> N
             mock_clock.jump(seconds)
             await settle()
         assert reason(conn) is CloseReason.IDLE
+
+
+@pytest.mark.req("R12")
+async def test_a_stall_of_our_own_sets_no_handler_aside(autojump_clock) -> None:
+    async with open_house() as house:
+        conn = await house.enter(handler=slow_to_leave(0.7))
+        conn.close()
+        await settle()
+        autojump_clock.jump(0.6)
+        await settle()
+        assert conn.closed is None
+        autojump_clock.jump(0.15)
+        await settle()
+        assert conn.closed.stuck_at is None
+
+
+@pytest.mark.req("R11")
+async def test_a_stall_of_our_own_sets_no_goodbye_aside(autojump_clock) -> None:
+    async with open_house() as house:
+        conn = await house.enter(wire=FaultWire(faults=[Fault("close", "shield")]))
+        conn.close()
+        await settle()
+        autojump_clock.jump(0.7)
+        await settle()
+        assert conn.closed is None
+        autojump_clock.jump(0.3)
+        await settle()
+        assert conn.closed.stuck_at is not None
+
+
+@pytest.mark.req("R51")
+async def test_a_stall_of_our_own_makes_nobody_unresponsive(autojump_clock) -> None:
+    async with open_house(timeouts=Timeouts(ping_interval=20, pong=5)) as house:
+        wire = FaultWire("mute")
+        answers, silent = await house.enter(wire=wire), await house.enter(wire=FaultWire("mute"))
+        for seconds in (20, 5.2):
+            autojump_clock.jump(seconds)
+            await settle()
+        assert (answers.end, silent.end) == (None, None)
+        wire.become("healthy")
+        autojump_clock.jump(0.3)
+        await settle()
+        assert (answers.end, reason(silent)) == (None, CloseReason.UNRESPONSIVE)
+
+
+@pytest.mark.req("R11")
+async def test_a_goodbye_is_over_at_its_own_bound_however_long_a_handler_may_take(autojump_clock) -> None:
+    async with open_house(timeouts=Timeouts(handler_exit=5, close=0.5)) as house:
+        conn = await house.enter(wire=FaultWire(faults=[Fault("close", "shield")]))
+        record = await house.supervisor.disconnect(conn.id)
+        assert record.cleanup == pytest.approx(0.6)
 
 
 @pytest.mark.req("R06")

@@ -12,10 +12,22 @@ import pytest
 import trio
 import trio.lowlevel
 
-from supervisor import CloseReason, ConnectionClosed, Identity, Limits, Timeouts, events, open_supervisor
+from supervisor import (
+    CloseReason,
+    ConnectionClosed,
+    Identity,
+    LimitReached,
+    Limits,
+    Overflow,
+    Policies,
+    Timeouts,
+    events,
+    open_supervisor,
+)
+from supervisor._decisions.stay import Stage
 from supervisor.testing import Fault, FaultWire
 from supervisor.testing.world import STRAY
-from tests.helpers import echo, open_house, reason, settle, sleeper
+from tests.helpers import echo, open_house, reason, settle, sleeper, slow_to_leave
 
 
 async def fails(conn) -> None:
@@ -62,21 +74,129 @@ async def test_a_failure_ends_its_own_connection_only(autojump_clock, caplog, ha
     assert "Traceback" in caplog.text
 
 
+async def test_a_handler_that_returns_ends_its_connection_and_says_so(autojump_clock) -> None:
+    async def takes_a_second(conn) -> None:
+        await trio.sleep(1)
+
+    async with open_house() as house:
+        wire = FaultWire()
+        conn = await house.enter(handler=takes_a_second, wire=wire)
+        await conn.wait_gone()
+        assert (reason(conn), wire.farewell) == (CloseReason.RETURNED, (1000, "handler returned"))
+
+
+async def receives(conn) -> None:
+    await conn.receive()
+
+
+async def receives_in_a_nursery(conn) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.sleep_forever)
+        nursery.start_soon(conn.receive)
+
+
+@pytest.mark.req("R19")
+@pytest.mark.parametrize("handler", [receives, receives_in_a_nursery])
+async def test_that_its_connection_has_closed_is_no_failure_of_a_handler(autojump_clock, handler) -> None:
+    async with open_house() as house:
+        wire = FaultWire()
+        conn = await house.enter(handler=handler, wire=wire)
+        wire.hang_up()
+        await conn.wait_gone()
+        assert reason(conn) is CloseReason.PEER_CLOSED
+        assert house.told(events.Failed) == []
+
+
+@pytest.mark.req("R19")
+async def test_that_another_connection_has_closed_is(autojump_clock) -> None:
+    async with open_house() as house:
+        other = await house.enter()
+
+        async def forwards(conn) -> None:
+            await other.send("x")
+
+        other.close()
+        conn = await house.enter(handler=forwards)
+        await conn.wait_gone()
+        assert reason(conn) is CloseReason.FAILED
+        (event,) = house.told(events.Failed)
+        assert (event.what, event.connection, type(event.exception)) == ("handler", conn.id, ConnectionClosed)
+
+
+async def fails_while_leaving(conn) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        raise ValueError("handler raises")
+
+
+async def fails_beside_a_receiver(conn) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fails_while_leaving, conn)
+        nursery.start_soon(conn.receive)
+
+
+@pytest.mark.req("R19")
+@pytest.mark.parametrize("handler", [fails_while_leaving, fails_beside_a_receiver])
+async def test_a_failure_while_leaving_is_reported_and_changes_no_reason(autojump_clock, handler) -> None:
+    async with open_house() as house:
+        conn = await house.enter(handler=handler)
+        await house.supervisor.disconnect(conn.id)
+        assert reason(conn) is CloseReason.KICKED
+        assert [event.what for event in house.told(events.Failed)] == ["handler"]
+
+
+async def in_the_handler(conn, fatal: type[BaseException]) -> None:
+    raise fatal
+
+
+async def in_a_nursery_of_the_handler(conn, fatal: type[BaseException]) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(in_the_handler, conn, fatal)
+
+
+async def in_a_hook(conn, fatal: type[BaseException]) -> None:
+    conn.on_close(in_the_handler, conn, fatal)
+
+
 @pytest.mark.req("R19")
 @pytest.mark.parametrize("fatal", [KeyboardInterrupt, SystemExit])
-async def test_only_ctrl_c_and_exit_end_everything(autojump_clock, fatal: type[BaseException]) -> None:
+@pytest.mark.parametrize("where", [in_the_handler, in_a_nursery_of_the_handler, in_a_hook])
+async def test_only_ctrl_c_and_exit_end_everything(autojump_clock, where, fatal: type[BaseException]) -> None:
     async def interrupted(conn) -> None:
-        raise fatal
+        await where(conn, fatal)
 
     wires = [FaultWire(), FaultWire()]
     with pytest.raises(BaseExceptionGroup) as caught:
         async with open_supervisor() as supervisor:
             await supervisor.start(wires[0], Identity(user="ann"), sleeper)
             await supervisor.start(wires[1], Identity(user="ann"), interrupted)
-            await trio.sleep_forever()
+            await trio.sleep(60)
     assert caught.value.subgroup(fatal) is not None
     assert all(wire.cut_at is not None for wire in wires)
     assert supervisor.statistics().seats == 0
+
+
+async def test_whatever_ends_everything_a_goodbye_is_finished(autojump_clock) -> None:
+    said: list[tuple[int, str]] = []
+
+    class Finishing(FaultWire):
+        async def close(self, code: int, text: str) -> None:
+            await super().close(code, text)
+            said.append((code, text))
+
+    async def interrupted(conn) -> None:
+        await trio.sleep(1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(BaseExceptionGroup):
+        async with open_supervisor() as supervisor:
+            await supervisor.start(FaultWire(), Identity(user="ann"), interrupted)
+            conn = await supervisor.start(Finishing("slow"), Identity(user="ann"), sleeper)
+            await trio.sleep(0.9)
+            conn.close()
+            await trio.sleep(60)
+    assert said == [(1000, "closed by the handler")]
 
 
 @pytest.mark.req("R11")
@@ -108,17 +228,100 @@ async def test_closing_is_bounded_whatever_the_peer_does(
         assert house.supervisor.statistics().seats == 0
 
 
-@pytest.mark.req("R11")
-async def test_handler_and_goodbye_share_one_budget(autojump_clock) -> None:
-    async def slow(conn) -> None:
-        try:
-            await trio.sleep_forever()
-        finally:
-            with trio.CancelScope(shield=True):
-                await trio.sleep(0.4)
+async def kick(house, conn) -> None:
+    await house.supervisor.disconnect(conn.id)
+
+
+async def wait_for_the_ping(house, conn) -> None:
+    await trio.sleep(20.1)
+
+
+async def cut_all(house, conn) -> None:
+    await house.supervisor.cut()
+
+
+@pytest.mark.req("R15", "R19")
+@pytest.mark.parametrize(
+    ("call", "handler", "act", "what"),
+    [
+        ("ping", sleeper, wait_for_the_ping, "wire"),
+        ("cut", stubborn, kick, "wire"),
+        ("cut", sleeper, cut_all, "wire"),
+        ("cut", sleeper, kick, "close"),
+        ("close", sleeper, kick, "close"),
+    ],
+)
+async def test_a_wire_that_breaks_its_word_is_reported_and_nothing_is_lost(
+    autojump_clock, call: str, handler, act, what: str
+) -> None:
+    async with open_house() as house:
+        neighbour = await house.enter()
+        conn = await house.enter(handler=handler, wire=FaultWire(faults=[Fault(call, "raise")]))
+        await act(house, conn)
+        (event,) = house.told(events.Failed)
+        assert (event.what, event.connection, event.identity) == (what, conn.id, conn.identity)
+        assert repr(event.exception) == repr(OSError(f"{call} raises"))
+        assert (conn.end is None) is (act is wait_for_the_ping)
+        assert (neighbour.end is None) is (act is not cut_all)
+
+
+@pytest.mark.req("R03", "R12")
+@pytest.mark.parametrize(
+    ("handler", "act", "told"),
+    [
+        (sleeper, kick, (4503, "kicked")),
+        (stubborn, kick, (4503, "kicked")),
+        (stubborn, cut_all, (1012, "server restart")),
+    ],
+)
+async def test_a_cut_wire_is_told_why(autojump_clock, handler, act, told: tuple[int, str]) -> None:
+    heard: set[tuple[int, str]] = set()
+
+    class Listening(FaultWire):
+        def cut(self, code: int, text: str) -> None:
+            heard.add((code, text))
+            super().cut(code, text)
 
     async with open_house() as house:
-        conn = await house.enter(handler=slow, wire=FaultWire("mute"))
+        conn = await house.enter(handler=handler, wire=Listening())
+        await act(house, conn)
+        assert heard == {told}
+
+
+async def test_the_tasks_of_a_wire_are_cancelled_after_its_cut(autojump_clock) -> None:
+    was_cut: list[bool] = []
+
+    class Reading(FaultWire):
+        async def open(self, nursery, ended) -> None:
+            await super().open(nursery, ended)
+            nursery.start_soon(self.read)
+
+        async def read(self) -> None:
+            try:
+                await trio.sleep(60)
+            finally:
+                was_cut.append(self.cut_at is not None)
+
+    async with open_house() as house:
+        conn = await house.enter(wire=Reading())
+        record = await house.supervisor.disconnect(conn.id)
+        assert (record.stuck_at, was_cut) == (None, [True])
+
+
+@pytest.mark.parametrize("lost", [CloseReason.PEER_LOST, CloseReason.SEND_CANCELLED])
+async def test_who_is_lost_is_sent_no_goodbye(autojump_clock, lost: CloseReason) -> None:
+    async with open_house() as house:
+        wire = FaultWire()
+        conn = await house.enter(wire=wire)
+        wire.hang_up(lost)
+        await conn.wait_gone()
+        assert (reason(conn), wire.farewell) == (lost, None)
+
+
+@pytest.mark.req("R11")
+async def test_handler_and_goodbye_share_one_budget(autojump_clock) -> None:
+    async with open_house() as house:
+        conn = await house.enter(handler=slow_to_leave(0.4), wire=FaultWire("mute"))
         record = await house.supervisor.disconnect(conn.id)
         assert record.cleanup == pytest.approx(0.5)
         assert record.stuck_at is None
@@ -142,8 +345,19 @@ async def test_a_stuck_handler_is_set_aside_and_named(autojump_clock, caplog) ->
         assert "stuck handler set aside" in caplog.text
         await trio.sleep(60)
         await settle()
-        assert len(house.told(events.HandlerReturned)) == 1
+        assert [event.connection for event in house.told(events.HandlerReturned)] == [conn.id]
         assert house.supervisor.statistics().stuck == 0
+        assert wire.farewell is None
+
+
+@pytest.mark.req("R12")
+async def test_a_handler_that_needs_all_of_its_time_is_not_stuck(autojump_clock) -> None:
+    """Twenty times, since the keeper and the handler wake in one batch, which Trio shuffles."""
+    async with open_house() as house:
+        for _ in range(20):
+            conn = await house.enter(handler=slow_to_leave(0.5))
+            record = await house.supervisor.disconnect(conn.id)
+            assert (record.cleanup, record.stuck_at) == (pytest.approx(0.5), None)
 
 
 @pytest.mark.req("R12")
@@ -186,12 +400,16 @@ async def test_hooks_run_whatever_ended_it_and_hurt_nobody(autojump_clock) -> No
         await trio.sleep_forever()
 
     async with open_house() as house:
-        conns = await house.fill(5, handler=handler)
+        wires = [FaultWire() for _ in range(5)]
+        for wire in wires:
+            await house.enter(handler=handler, wire=wire)
         records = await house.supervisor.disconnect_user("ann")
-        assert len(records) == len(conns)
+        assert len(records) == len(wires)
         assert all(record.cleanup == pytest.approx(0.5) for record in records)
         assert ran == ["last"] * 5
+        assert {wire.farewell for wire in wires} == {(4503, "kicked")}
         assert house.supervisor.statistics().failures == {"hook": 5}
+        assert {repr(event.exception) for event in house.told(events.Failed)} == {repr(KeyError("hook raises"))}
 
 
 @pytest.mark.req("R15")
@@ -230,6 +448,7 @@ async def test_the_hooks_of_a_stuck_handler_run_when_it_returns(autojump_clock) 
     ran: list[float] = []
 
     async def hook() -> None:
+        await trio.sleep(0.1)
         ran.append(trio.current_time())
 
     async def handler(conn) -> None:
@@ -238,10 +457,12 @@ async def test_the_hooks_of_a_stuck_handler_run_when_it_returns(autojump_clock) 
 
     async with open_house() as house:
         started = trio.current_time()
-        conn = await house.enter(handler=handler)
+        wire = FaultWire()
+        conn = await house.enter(handler=handler, wire=wire)
         await house.supervisor.disconnect(conn.id)
         assert ran == []
-    assert ran == [started + 60]
+    assert ran == [pytest.approx(started + 60.1)]
+    assert wire.farewell is None
 
 
 @pytest.mark.req("R10")
@@ -351,6 +572,30 @@ async def test_a_peer_that_leaves_during_the_upgrade_never_meets_the_handler(aut
     async with open_house() as house:
         why = await house.supervisor.supervise(FaultWire("refuses"), Identity(user="ann"), handler)
         assert (why, met) == (CloseReason.PEER_LOST, [])
+        (closed,) = house.told(events.Closed)
+        assert closed.end.text == "connection lost during the upgrade"
+
+
+async def test_an_upgrade_that_never_ends_is_lost_at_its_bound(autojump_clock) -> None:
+    async with open_house(timeouts=Timeouts(handshake=2)) as house:
+        conn = await house.enter(wire=FaultWire(faults=[Fault("open", "hang")]))
+        await conn.wait_gone()
+        assert reason(conn) is CloseReason.PEER_LOST
+        assert conn.closed.duration == pytest.approx(2)
+
+
+async def test_who_is_kicked_during_the_upgrade_is_told_so_when_it_is_complete(autojump_clock) -> None:
+    class Hesitating(FaultWire):
+        async def open(self, nursery, ended) -> None:
+            await trio.sleep(0.05)
+            await super().open(nursery, ended)
+
+    async with open_house() as house:
+        wire = Hesitating()
+        conn = await house.enter(handler=fails, wire=wire)
+        record = await house.supervisor.disconnect(conn.id)
+        assert (record.cleanup, wire.farewell) == (pytest.approx(0.05), (4503, "kicked"))
+        assert house.told(events.Failed) == []  # its handler never began
 
 
 @pytest.mark.req("R42")
@@ -402,6 +647,47 @@ async def test_context_variables_of_the_first_arrival_are_not_kept(autojump_cloc
         gc.collect()
         assert house.supervisor.statistics().users == 1
         assert kept[0]() is None
+
+
+@pytest.mark.req("R10")
+async def test_who_is_gone_holds_on_to_nothing(autojump_clock) -> None:
+    during_hooks: list[tuple[object, object]] = []
+
+    async def handler(conn) -> None:
+        async def hook() -> None:
+            during_hooks.append((conn.handler, conn.scope))
+
+        conn.on_close(hook)
+        await conn.receive()
+
+    async with open_house() as house:
+        wire = FaultWire()
+        conn = await house.enter(handler=handler, wire=wire)
+        wire.hang_up()
+        await conn.wait_gone()
+        await settle()
+        assert during_hooks == [(None, None)]
+        assert (conn.task, conn.nursery, conn.scope, conn.handler) == (None, None, None, None)
+        assert (conn.host.nursery, conn.host.alarm) == (None, None)
+        assert conn.peer == "gone"
+        with pytest.raises(ConnectionClosed, match="closed by the peer"):
+            await conn.receive()
+
+
+@pytest.mark.req("R10")
+async def test_who_was_refused_while_it_waited_holds_on_to_nothing(autojump_clock) -> None:
+    async def wait() -> None:
+        with pytest.raises(LimitReached):
+            await house.enter()
+
+    async with open_house(limits=Limits(per_user=1), policies=Policies(overflow_user=Overflow.WAIT)) as house:
+        first = await house.enter()
+        house.callers.start_soon(wait)
+        await settle()
+        (waiting,) = first.host.roster.files[Stage.QUEUED]
+        await waiting.wait_gone()
+        assert (waiting.task, waiting.nursery, waiting.scope, waiting.handler) == (None, None, None, None)
+        assert waiting.peer == "gone"
 
 
 async def keeps(conn) -> None:

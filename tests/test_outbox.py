@@ -41,7 +41,30 @@ def test_bytes_are_bounded_too() -> None:
     assert outbox.put(Frame(b"y" * 60), limits, SlowConsumer.DROP_OLDEST) is Put.QUEUED
     assert queued(outbox) == [b"y" * 60]
     outbox.clear()
+    assert (queued(outbox), outbox.bytes) == ([], 0)
     assert outbox.put(Frame(b"z" * 200), limits, SlowConsumer.CLOSE) is Put.QUEUED  # an empty one takes any one frame
+
+
+def frame_of(octets: int) -> Frame:
+    return Frame(bytes(octets - 2))
+
+
+@pytest.mark.req("R52")
+def test_the_bound_in_bytes_is_exact() -> None:
+    outbox, limits = Outbox(), Limits(outbox_bytes=100)
+    puts = [outbox.put(frame_of(octets), limits, SlowConsumer.CLOSE) for octets in (60, 40, 2)]
+    assert puts == [Put.QUEUED, Put.QUEUED, Put.OVERFLOW]
+    assert outbox.bytes == 100
+
+
+@pytest.mark.req("R52")
+def test_what_is_taken_out_makes_room_for_as_much() -> None:
+    outbox, limits = Outbox(), Limits(outbox_bytes=100)
+    for octets in (20, 30, 50):
+        outbox.put(frame_of(octets), limits, SlowConsumer.CLOSE)
+    assert (len(outbox.get()), outbox.bytes) == (20, 80)
+    assert outbox.put(frame_of(21), limits, SlowConsumer.CLOSE) is Put.OVERFLOW
+    assert outbox.put(frame_of(20), limits, SlowConsumer.CLOSE) is Put.QUEUED
 
 
 @pytest.mark.req("R52")
@@ -95,16 +118,22 @@ async def test_dropping_keeps_the_connection(autojump_clock) -> None:
 
 
 async def test_what_is_queued_goes_out_before_the_goodbye(autojump_clock) -> None:
+    class Listing(FaultWire):
+        async def close(self, code: int, text: str) -> None:
+            self.sent.append(text)
+            await super().close(code, text)
+
     async with open_house() as house:
-        wire = FaultWire("never-reads")
+        wire = Listing("never-reads")
         conn = await house.enter(wire=wire)
-        conn.send_nowait("queued")
+        for number in range(3):
+            conn.send_nowait(str(number))
         await settle()
         conn.close()
         await trio.sleep(0.1)
         wire.become("healthy")
         await conn.wait_gone()
-        assert (wire.sent, wire.farewell) == (["queued"], (1000, "closed by the handler"))
+        assert wire.sent == ["0", "1", "2", "closed by the handler"]
 
 
 async def test_a_writer_is_there_only_while_something_is_queued(autojump_clock) -> None:
@@ -170,6 +199,22 @@ async def test_nothing_follows_the_goodbye_of_a_slow_consumer(autojump_clock) ->
         await conn.wait_gone()
         assert wire.farewell == (4003, "too slow: the outbox is full")
         assert wire.sent in ([], ["0"])  # it was being written, and is finished or not
+
+
+async def test_what_a_slow_consumer_has_not_taken_is_not_sent_while_it_is_told_goodbye(autojump_clock) -> None:
+    class Polite(FaultWire):
+        async def close(self, code: int, text: str) -> None:
+            await trio.sleep(0.45)
+            await super().close(code, text)
+
+    async with open_house(limits=Limits(outbox_messages=5)) as house:
+        wire = Polite("slow")
+        conn = await house.enter(wire=wire)
+        for number in range(10):
+            conn.send_nowait(str(number))
+            await settle()
+        await conn.wait_gone()
+        assert (wire.sent, wire.farewell[0]) == (["0"], 4003)
 
 
 async def test_a_message_that_finds_the_peer_gone_has_not_been_sent(autojump_clock) -> None:

@@ -10,7 +10,22 @@ import math
 import attrs
 import pytest
 
-from supervisor import CloseReason, Frame, Identity, Limits, Options, Policies, Timeouts, choose_profile
+from supervisor import (
+    CloseReason,
+    ConnectionClosed,
+    Draining,
+    Frame,
+    HardLimitReached,
+    Identity,
+    LimitReached,
+    Limits,
+    Options,
+    Policies,
+    Refused,
+    Superseded,
+    Timeouts,
+    choose_profile,
+)
 from supervisor._words.frames import close_payload
 
 
@@ -62,6 +77,50 @@ def test_reasons_have_codes_that_may_be_sent_and_say_whether_to_return(reason: C
     if reason.code >= 4000:
         assert reason.may_return is (reason.code < 4500)
     assert len(close_payload(reason.code, reason.text)) <= 125
+
+
+@pytest.mark.req("R03")
+@pytest.mark.parametrize(
+    ("refusal", "sentence", "status", "retry_after", "reason"),
+    [
+        (
+            LimitReached("ann", "per user", 5, 5),
+            "user 'ann' exceeded maximum connections per user limit (5/5)",
+            *(429, 1.0, CloseReason.LIMIT_REACHED),
+        ),
+        (
+            LimitReached("ann", "total", 9, 9),
+            "user 'ann' exceeded maximum connections total limit (9/9)",
+            *(503, 1.0, CloseReason.LIMIT_REACHED),
+        ),
+        (
+            HardLimitReached("ann", 5, 5, 6),
+            "HARD LIMIT: user 'ann' still over limit after cleanup (5/5, 6 stuck)",
+            *(429, 1.0, CloseReason.LIMIT_REACHED),
+        ),
+        (
+            Draining(),
+            "draining: no new connections are admitted",
+            *(503, 5.0, CloseReason.RESTART),
+        ),
+        (
+            Superseded("server restart", CloseReason.RESTART),
+            "server restart",
+            *(429, 1.0, CloseReason.RESTART),
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Refused) else "",
+)
+def test_a_refusal_is_one_sentence_and_what_http_answers(
+    refusal: Refused, sentence: str, status: int, retry_after: float, reason: CloseReason
+) -> None:
+    assert str(refusal) == sentence
+    assert (refusal.status, refusal.retry_after, refusal.reason) == (status, retry_after, reason)
+
+
+def test_a_closed_connection_says_what_its_close_frame_says() -> None:
+    assert str(ConnectionClosed(CloseReason.KICKED)) == "kicked"
+    assert str(ConnectionClosed(CloseReason.CLOSED, "bye")) == "bye"
 
 
 @pytest.mark.req("R18")
