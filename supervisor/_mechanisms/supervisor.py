@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable
-from functools import partial
 from typing import Any, cast
 
 import attrs
@@ -175,7 +174,12 @@ class Supervisor:
         """
         subscribers = self._ledger.bulletin.subscribers
         subscribers.append(subscriber)
-        return partial(subscribers.remove, subscriber)
+
+        def unsubscribe() -> None:
+            if subscriber in subscribers:
+                subscribers.remove(subscriber)
+
+        return unsubscribe
 
     def report(self, what: str, exception: BaseException) -> None:
         """Tell all subscribers that something has failed which belongs to no connection; see `events.Failed`."""
