@@ -123,17 +123,17 @@ async def test_a_stalled_write_makes_a_suspect(autojump_clock) -> None:
 
 
 FRESH = {
-    "ping": (sleeper, FaultWire(answers_pings=False), 20.5),
-    "write": (says_hello, FaultWire("never-reads"), 0.5),
+    "ping": (sleeper, "mute", 20.5),
+    "write": (says_hello, "never-reads", 0.5),
 }
 
 
 @pytest.mark.req("R13")
 @pytest.mark.parametrize("outstanding", FRESH)
 async def test_a_moment_without_an_answer_makes_nobody_reclaimable(autojump_clock, outstanding: str) -> None:
-    handler, wire, seconds = FRESH[outstanding]
+    handler, kind, seconds = FRESH[outstanding]
     async with open_house(limits=Limits(per_user=5)) as house:
-        waiting = await house.enter(handler=handler, wire=wire)
+        waiting = await house.enter(handler=handler, wire=FaultWire(kind))
         await house.fill(2)
         await trio.sleep(seconds)
         assert waiting in house.supervisor._ledger.total.suspects
