@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from properties.reported import Reported
+from properties.shapes import SHAPES
 from supervisor import hub
 from supervisor.testing import verify
 from supervisor.testing.checks import CHECKS, Budget
@@ -60,6 +61,14 @@ def each_check() -> list:
 @pytest.mark.parametrize(("check", "lab"), each_check())
 def test_ours_is_acquitted(check, lab) -> None:
     check.run(lab, Budget(examples=20, growth_mb=50, cycles=50))
+
+
+@pytest.mark.req("R36")
+@pytest.mark.parametrize("handler", SHAPES, ids=lambda handler: handler.__name__)
+def test_no_honest_handler_is_convicted(handler) -> None:
+    report = verify([Memory(handler)], ["limits", "ttl", "cleanup", "stress", "scenarios"], examples=10)
+    assert report.broken == ()
+    assert report.exercised >= 25
 
 
 def run_verify(*arguments: str) -> subprocess.CompletedProcess[str]:

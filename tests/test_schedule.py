@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import trio
 
@@ -35,6 +37,24 @@ def test_a_fingerprint_tells_schedules_apart() -> None:
         run(7, race, instruments=[fingerprint])
     assert prints[0].digest == prints[1].digest
     assert prints[0].steps > 12
+
+
+def test_virtual_time_waits_for_threads() -> None:
+    async def ask() -> float:
+        await trio.to_thread.run_sync(time.sleep, 0.05)
+        return trio.current_time()
+
+    async def ask_beside_a_deadline() -> float:
+        with trio.move_on_after(1000):
+            return await ask()
+        return 1000.0
+
+    assert run(0, ask_beside_a_deadline, instruments=[]) == 0
+    stepper = Stepper(0)
+    assert stepper.nursery is not None
+    stepper.call(stepper.nursery.start_soon, ask)
+    assert (stepper.tasks(), stepper.call(trio.current_time)) == ([], 0)
+    stepper.close()
 
 
 def test_a_stepper_stands_still_between_its_steps() -> None:

@@ -94,7 +94,8 @@ class MemoryProfiler:
         return sample
 
     def detect(self, growth_mb: float, *, warm_up: float = 0.25) -> Growth:
-        """Whether it leaks: it has grown by `growth_mb` or more, or its slope is above 0 with 95 % confidence.
+        """Whether it leaks: it has grown by `growth_mb` or more, or its slope is above 0 with 95 % confidence, and in
+        the later half still is.
 
         The first `warm_up` of the samples, as a fraction, are not judged. ValueError with fewer than three left.
         """
@@ -106,7 +107,8 @@ class MemoryProfiler:
         because = []
         if grown >= growth_mb:
             because.append(f"Memory growth {grown:.1f} MB exceeds acceptable threshold ({growth_mb:g} MB)")
-        if slope - margin > 0 and (slope - margin) * len(judged) > _NEGLIGIBLE_MB * MB:
+        steadily = slope - margin > 0 and _goes_on(judged[len(judged) // 2 :])
+        if steadily and (slope - margin) * len(judged) > _NEGLIGIBLE_MB * MB:
             because.append(f"Memory grows by {slope / 1024:.1f} ± {margin / 1024:.1f} kB with every sample")
         return Growth(
             leaking=bool(because),
@@ -138,6 +140,14 @@ class MemoryProfiler:
             tracemalloc.stop()
             self._traces = False
         self._before = None
+
+
+def _goes_on(later: Sequence[float]) -> bool:
+    """Whether the later half still grows; what has only been warming up does not."""
+    if len(later) < 3:
+        return later[-1] > later[0]
+    slope, margin = slope_of(later)
+    return slope - margin > 0
 
 
 def types_alive() -> Counter[str]:

@@ -176,6 +176,8 @@ class Model:
                 return guest.out is reason or bool(guest.wire.faults)
             case CloseReason.LIMIT_REACHED:
                 return guest in self.queue
+            case CloseReason.CLOSED:  # that is what whoever calls `close` wants
+                return not self.hears_everything
             case CloseReason.TOO_SLOW:
                 return guest.wire.kind is not Peer.HEALTHY or bool(guest.wire.faults)
             case CloseReason.GOING_AWAY:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import queue
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -32,10 +33,27 @@ def seed_schedule(seed: int) -> None:
     trio_run._r.seed(seed)
 
 
+def virtual_clock() -> MockClock:
+    """Time that jumps to the next deadline as soon as everybody waits for one; but not while a thread is at work.
+
+    A thread's time is real: a handler that asks a database in a thread would find all deadlines over when it is back.
+    Threads are known by the tokens of Trio's default limiter.
+    """
+    clock = MockClock(autojump_threshold=0)
+    jump = clock._autojump
+
+    def jump_unless_threads_work() -> None:
+        if not trio.to_thread.current_default_thread_limiter().borrowed_tokens:
+            jump()
+
+    setattr(clock, "_autojump", jump_unless_threads_work)  # noqa: B010 - it is final, for everybody else
+    return clock
+
+
 def run(seed: int, async_fn: Callable[..., Awaitable[T]], *args: Any, instruments: list[trio.abc.Instrument]) -> T:
     """``trio.run`` on virtual time, by the schedule of `seed`."""
     seed_schedule(seed)
-    return trio.run(async_fn, *args, clock=MockClock(autojump_threshold=0), instruments=instruments)
+    return trio.run(async_fn, *args, clock=virtual_clock(), instruments=instruments)
 
 
 @attrs.define(eq=False)
@@ -56,6 +74,14 @@ class Fingerprint(trio.abc.Instrument):
         return str(self._hash.hexdigest()[:16])
 
 
+async def _settle() -> None:
+    """Wait until every task waits, and no thread is at work."""
+    await wait_all_tasks_blocked()
+    while trio.to_thread.current_default_thread_limiter().borrowed_tokens:
+        await trio.to_thread.run_sync(time.sleep, 0.001, limiter=trio.CapacityLimiter(1))
+        await wait_all_tasks_blocked()
+
+
 class Stepper:
     """A run of Trio that goes on while synchronous code, such as a rule of Hypothesis, tells it to.
 
@@ -64,7 +90,8 @@ class Stepper:
 
     def __init__(self, seed: int) -> None:
         seed_schedule(seed)
-        self.clock = MockClock()
+        self.clock = virtual_clock()
+        self.clock.autojump_threshold = math.inf
         self._mail: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self.nursery: trio.Nursery | None = None
         self._final: outcome.Outcome[None] | None = None
@@ -98,7 +125,7 @@ class Stepper:
 
         async def step() -> None:
             captured = await outcome.acapture(async_fn, *args)
-            await wait_all_tasks_blocked()
+            await _settle()
             box.append(captured)
 
         assert self.nursery is not None

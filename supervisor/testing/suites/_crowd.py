@@ -6,13 +6,16 @@ from collections.abc import Iterable, Mapping
 
 import trio
 
-from ..subject import Client, Subject, expect
+from ..._words.closing import CloseReason
+from ..subject import Client, NotHere, Subject, expect
 from ..wire import Peer
 
 #: Seconds within which everything of a connection is gone; the promise.
 BOUND = 0.5
 #: What may come on top on a real machine: a busy loop's delay.
 DELAY = 0.5
+#: The close codes that a handler did not choose.
+_OURS = frozenset(reason.code for reason in CloseReason)
 
 
 async def all_at_once(subject: Subject, users: Iterable[str], peer: Peer = Peer.HEALTHY) -> list[Client]:
@@ -58,6 +61,12 @@ async def closes(client: Client, seconds: float = BOUND) -> int:
     with trio.move_on_after(seconds + DELAY):
         return await client.over()
     return 0
+
+
+def ends_by_itself(codes: Iterable[int | None]) -> None:
+    """What can be said of those who stay cannot be said of a handler that returns, fails or closes."""
+    if any(code in (1000, 1011) or (code is not None and code >= 4000 and code not in _OURS) for code in codes):
+        raise NotHere(f"the handler ends connections by itself ({', '.join(map(str, set(codes)))})")
 
 
 async def settle_at(subject: Subject, before: Mapping[str, int] | None = None, seconds: float = BOUND) -> None:

@@ -11,7 +11,7 @@ from ..checks import MEMORY, OURS, Budget, Level, check
 from ..leaks import garbage
 from ..subject import Client, Finding, Lab, Settings, Subject, expect
 from ..wire import Peer
-from ._crowd import all_at_once, closes, disconnected, inside, settle_at
+from ._crowd import BOUND, all_at_once, closes, disconnected, inside, settle_at
 
 #: As many as had been found in the reports that this project began with.
 _ORPHANS = 127
@@ -134,13 +134,20 @@ async def _play(lab: Lab, operations: list[tuple[str, int]]) -> None:
             user = "abc"[number % 3]
             await _operate(subject, operation, user, live)
             for name, clients in live.items():
-                there, count = sum(client.code is None for client in clients), await subject.count(name)
+                with trio.move_on_after(BOUND):  # for those who are leaving just now
+                    while await subject.count(name) != _there(clients):  # noqa: ASYNC110 - it can only be asked
+                        await trio.sleep(0.01)
+                there, count = _there(clients), await subject.count(name)
                 expect(count == there, f"Expected {there} connections of {name!r} after {operation}, got {count}")
         for clients in live.values():
             for client in clients:
                 if client.code is None:
                     client.vanish()
         await settle_at(subject)
+
+
+def _there(clients: list[Client]) -> int:
+    return sum(client.code is None for client in clients)
 
 
 async def _operate(subject: Subject, operation: str, user: str, live: dict[str, list[Client]]) -> None:

@@ -8,7 +8,7 @@ from ..._words.limits import Limits, Overflow, Policies
 from ..checks import OURS, Budget, Level, check
 from ..subject import Lab, Settings, Subject, expect
 from ..wire import Peer
-from ._crowd import DELAY, all_at_once, closes, everybody_leaves, inside
+from ._crowd import BOUND, DELAY, all_at_once, closes, ends_by_itself, everybody_leaves, inside
 
 
 async def _storm(subject: Subject, user: str) -> None:
@@ -92,7 +92,9 @@ async def the_long_idle_make_room_before_anybody_is_refused(lab: Lab, budget: Bu
         expect(not newcomer.refused, f"refused, though 20 were long idle: {newcomer.text}")
         count = await subject.count("ann")
         expect(count <= 15, f"Expected at most 15 connections after an emergency, got {count}")
+        await trio.sleep(BOUND)
         codes = {client.code for client in clients if client.code is not None}
+        ends_by_itself(codes)
         expect(codes == {4006}, f"they ended with {codes}, expected 4006")
 
 

@@ -81,8 +81,10 @@ async def arrivals_that_outpace_any_periodic_cleanup(lab: Lab, budget: Budget) -
                 expect(not client.refused, f"locked out: {client.text}")
                 clients.append(client)
                 await trio.sleep(pause)
+            await trio.sleep(0.01)
             count = await subject.count("ann")
-            expect(count == 20, f"Expected 20 connections, got {count}")
+            alive = min(20, sum(client.code is None for client in clients))
+            expect(count == alive, f"Expected {alive} connections, got {count}")
             for client in inside(clients):
                 client.vanish()
             await settle_at(subject)
