@@ -3,6 +3,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.conftest import no_endless_test as no_endless_test
+
 # The default run tries the same examples every time; `-m slow` tries others, and says how to repeat what it finds.
 settings.register_profile(
     "default", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]

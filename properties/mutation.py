@@ -7,6 +7,7 @@ defined, because mutmut passes over what is decorated; what they do is the same.
 from __future__ import annotations
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
@@ -67,6 +68,7 @@ def main(children: str = "2") -> int:
                 path.write_text(decorate_afterwards(path.read_text()))
         with (copy / "pyproject.toml").open("a") as file:
             file.write(SETTINGS)
+        os.environ["WS_SUPERVISOR_TEST_CPU"] = "8"  # of what goes round for ever, no more than this is needed
         subprocess.run([sys.executable, "-m", "mutmut", "run", "--max-children", children], cwd=copy, check=False)
         return subprocess.run([sys.executable, "-m", "mutmut", "results"], cwd=copy, check=False).returncode
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
 from tests.requirements import PAGE, rows, shown_by, with_tests
 
+#: More than any test needs that is not marked as slow.
+CPU_SECONDS = float(os.environ.get("WS_SUPERVISOR_TEST_CPU", "40"))
 SHOWN = pytest.StashKey[dict[str, set[str]]]()
 
 
@@ -24,6 +30,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         raise pytest.UsageError(f"{', '.join(sorted(unknown))}: not in {PAGE}")
     if config.getoption("--requirements"):
         PAGE.write_text(with_tests(PAGE.read_text(), shown))
+
+
+@pytest.fixture(autouse=True)
+def no_endless_test(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Virtual time can go round for ever where somebody waits for what never comes; so there is a cap on CPU time.
+
+    Trio's loop cannot be interrupted safely from a signal, so the whole run ends here; it would never have ended.
+    """
+    if request.node.get_closest_marker("slow"):
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        os.write(2, f"\n{request.node.nodeid} goes round for ever: more than {CPU_SECONDS:g} s of CPU time\n".encode())
+        faulthandler.dump_traceback()
+        os._exit(1)
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+    yield
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.signal(signal.SIGPROF, before)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
