@@ -43,6 +43,7 @@ def no_endless_test(request: pytest.FixtureRequest) -> Iterator[None]:
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
+        request.config.pluginmanager.getplugin("capturemanager").suspend_global_capture(in_=True)
         os.write(2, f"\n{request.node.nodeid} goes round for ever: more than {CPU_SECONDS:g} s of CPU time\n".encode())
         faulthandler.dump_traceback()
         os._exit(1)
