@@ -148,6 +148,23 @@ MUTANTS: dict[str, Mutant] = {
     "nobody is pinged": Mutant(LEDGER, "            self._of_wire(stay, stay.wire.ping)\n", ""),
     "the mute are never found": Mutant("_decisions.dues", "if silent_since < stay.pinged_at:", "if False:"),
     "handlers have no deadline of their own": Mutant(LEDGER, "if stay.begun and stay.scope is not None:", "if False:"),
+    # by hand
+    "disconnecting one user ends everybody": Mutant(
+        "_mechanisms.supervisor",
+        'has no connections")\n        return await self._end(chosen, reason)',
+        'has no connections")\n        return await self._end(self.connections(), reason)',
+    ),
+    "expiring the idle ends everybody": Mutant(
+        "_mechanisms.supervisor", "if now - conn.last_active >= older_than]", "if True]"
+    ),
+    "the oldest is who has been quiet longest": Mutant(
+        LEDGER,
+        "            self.total.by_activity.move_to_end(stay)\n",
+        "            self.total.by_activity.move_to_end(stay)\n"
+        "            for roster in (stay.host.roster, self.total):\n"
+        "                if stay in roster.claims:\n"
+        "                    roster.claims[stay] = roster.claims.pop(stay)\n",
+    ),
     # events and outboxes
     "a subscriber's failure is let out": Mutant(
         "_decisions.bulletin", "if isinstance(event, Failed) and", "raise\n            if isinstance(event, Failed) and"

@@ -28,7 +28,7 @@ from .._words.identity import Identity
 from .._words.limits import Limits, Policies, Timeouts
 from . import strategies
 from .holders import who_holds
-from .model import HAIR, Model
+from .model import HAIR, Guest, Model
 from .schedule import Stepper
 from .wire import FaultWire, Peer
 from .world import STRAY
@@ -45,11 +45,10 @@ class Visit:
     strings: tuple[trio.MemorySendChannel[str], trio.MemoryReceiveChannel[str]] = attrs.field(
         factory=lambda: trio.open_memory_channel[str](100)
     )
-    conn: Connection | None = None
+    guest: Guest | None = None
 
     async def puppet(self, conn: Connection) -> None:
         """Do as ordered, until something ends it."""
-        self.conn = conn
         async for order in self.strings[1]:
             await ORDERS[order](conn)
             if order == "return":
@@ -201,12 +200,11 @@ class SupervisorMachine(RuleBasedStateMachine):
 
     async def _visit(self, visit: Visit) -> None:
         handler = self.model.watch(type(self).handler or visit.puppet)
-        self.model.arriving(visit.user, visit.wire)
+        visit.guest = self.model.arriving(visit.user, visit.wire)
         try:
             await self.supervisor.supervise(visit.wire, Identity(user=visit.user), handler)
         except Refused:
             pass
-        visit.conn = None
 
     # -- what peers and handlers do ----------------------------------------------------------------------------
 
@@ -228,8 +226,6 @@ class SupervisorMachine(RuleBasedStateMachine):
     @rule(visit=visits, order=st.sampled_from(list(ORDERS)))
     def handler_is_ordered(self, visit: Visit, order: str) -> None:
         """A puppet does something."""
-        if order == "close the oldest":
-            self.stepper.call(self.model.told, CloseReason.CLOSED)
         self.stepper.call(visit.strings[0].send_nowait, order)
 
     @rule(seconds=strategies.pauses)
@@ -239,7 +235,9 @@ class SupervisorMachine(RuleBasedStateMachine):
 
     # -- what operators do -------------------------------------------------------------------------------------
 
-    def _by_hand(self, reason: CloseReason, async_fn: Callable[..., Any], *args: Any) -> None:
+    def _by_hand(
+        self, reason: CloseReason, whom: Callable[[Guest], bool], async_fn: Callable[..., Any], *args: Any
+    ) -> None:
         async def act() -> None:
             try:
                 await async_fn(*args)
@@ -248,7 +246,7 @@ class SupervisorMachine(RuleBasedStateMachine):
 
         def begin() -> None:
             assert self.stepper.nursery is not None
-            self.model.told(reason)
+            self.model.told(reason, whom, for_good=reason is CloseReason.RESTART)
             self.stepper.nursery.start_soon(act)
 
         self.stepper.call(begin)
@@ -256,28 +254,33 @@ class SupervisorMachine(RuleBasedStateMachine):
     @rule(visit=visits)
     def disconnect(self, visit: Visit) -> None:
         """One connection, by its id."""
-        if visit.conn is not None:
-            self._by_hand(CloseReason.KICKED, self.supervisor.disconnect, visit.conn.id)
+        if visit.guest is not None:
+            chosen = visit.guest.id
+            self._by_hand(CloseReason.KICKED, lambda guest: guest.id == chosen, self.supervisor.disconnect, chosen)
 
     @rule(user=strategies.users)
     def disconnect_user(self, user: str) -> None:
         """All of one user's."""
-        self._by_hand(CloseReason.KICKED, self.supervisor.disconnect_user, user)
+        self._by_hand(CloseReason.KICKED, lambda guest: guest.user == user, self.supervisor.disconnect_user, user)
 
     @rule(older_than=st.sampled_from([0.5, 2.0]))
     def expire_idle(self, older_than: float) -> None:
         """Whoever has been idle for so long."""
-        self._by_hand(CloseReason.IDLE, self.supervisor.expire_idle, older_than)
+
+        def idle(guest: Guest) -> bool:
+            return type(self).handler is not None or guest.idle(trio.current_time()) >= older_than - HAIR
+
+        self._by_hand(CloseReason.IDLE, idle, self.supervisor.expire_idle, older_than)
 
     @rule()
     def shed(self) -> None:
         """Emergency cleanup by hand."""
-        self._by_hand(CloseReason.SHED, self.supervisor.shed)
+        self._by_hand(CloseReason.SHED, lambda guest: False, self.supervisor.shed)
 
     @rule(rate=st.sampled_from([2.0, 1000.0]))
     def drain(self, rate: float) -> None:
         """The end of the day; nobody is admitted any more."""
-        self._by_hand(CloseReason.RESTART, self.supervisor.drain, rate, 1.0)
+        self._by_hand(CloseReason.RESTART, lambda guest: True, self.supervisor.drain, rate, 1.0)
 
     @rule()
     def a_subscriber_fails(self) -> None:
@@ -325,7 +328,7 @@ class SupervisorMachine(RuleBasedStateMachine):
 
     def _close(self) -> None:
         def leave() -> None:
-            self.model.told(CloseReason.GOING_AWAY, CloseReason.RESTART)
+            self.model.closing()
             self._leave.set()
 
         self.stepper.call(leave)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import attrs
 import trio
@@ -76,8 +76,10 @@ class Model:
     draining: bool = False
     _arriving: Guest | None = None
     _evicted: bool = False
-    #: Reasons that somebody has been given by hand.
-    _told: set[CloseReason] = attrs.field(factory=set)
+    #: Who may be given which reason by hand, and whether for good; otherwise until the next comparison.
+    _told: list[tuple[CloseReason, Callable[[Guest], bool], bool]] = attrs.field(factory=list)
+    #: Who has got a claim by waiting, since the last comparison.
+    _promoted: set[str] = attrs.field(factory=set)
 
     # -- what the outside does ---------------------------------------------------------------------------------
 
@@ -112,11 +114,11 @@ class Model:
 
         return watched
 
-    def told(self, *reasons: CloseReason) -> None:
-        """Somebody is about to end connections by hand, for `reasons`."""
+    def told(self, reason: CloseReason, whom: Callable[[Guest], bool], *, for_good: bool = False) -> None:
+        """Somebody is about to end by hand, for `reason`, nobody but `whom`."""
         self._settle()
-        self._told.update(reasons)
-        self.draining = self.draining or CloseReason.RESTART in reasons
+        self._told.append((reason, whom, for_good))
+        self.draining = self.draining or reason is CloseReason.RESTART
 
     # -- what the supervisor says ------------------------------------------------------------------------------
 
@@ -156,7 +158,7 @@ class Model:
 
     def _justified(self, guest: Guest, event: events.Leaving) -> bool:
         now, reason = event.at, event.reason
-        if reason in self._told:
+        if any(reason is told and whom(guest) for told, whom, _ in self._told):
             return True
         match reason:
             case CloseReason.EVICTED:
@@ -199,6 +201,8 @@ class Model:
         return full and self._is_victim(guest, self.policies.overflow_total, self.claims)
 
     def _is_victim(self, guest: Guest, policy: Overflow, among: list[Guest]) -> bool:
+        if guest not in among:
+            return False
         match policy:
             case Overflow.EVICT_OLDEST:
                 return guest is among[0]
@@ -212,7 +216,7 @@ class Model:
 
     def _emergency(self, event: events.EmergencyCleanup) -> None:
         """The connections have been said to leave before this."""
-        if CloseReason.SHED in self._told and self._arriving is None:
+        if self._arriving is None and any(told is CloseReason.SHED for told, _, _ in self._told):
             return
         total = event.limit == "total"
         maximum = self.limits.total if total else self.limits.per_user
@@ -292,6 +296,7 @@ class Model:
         for guest in list(self.queue):
             if self._has_room(guest):
                 self.queue.remove(guest)
+                self._promoted.add(guest.id)
                 guest.active = trio.current_time()
                 self.claims.append(guest)
 
@@ -312,8 +317,12 @@ class Model:
         """Whether the supervisor has in whom this model has in. Holds whenever no task is in the middle of a step."""
         self._settle()
         self._promote()
-        if self.hears_everything:
-            self._look_for_overdue()
+        self._look_for_overdue()
+        self._compare_claims(supervisor)
+        self._told = [entry for entry in self._told if entry[2]]
+        self._promoted.clear()
+
+    def _compare_claims(self, supervisor: Supervisor) -> None:
         theirs = [conn.id for conn in supervisor.connections()]
         ours = [guest.id for guest in self.claims]
         if theirs == ours:
@@ -321,14 +330,24 @@ class Model:
         if set(theirs) != set(ours):
             wrong, missing = set(theirs) - set(ours), set(ours) - set(theirs)
             self.problems.append(f"in, and should not be: {wrong}; should be, and are not: {missing}")
+        elif [name for name in theirs if name not in self._promoted] != [
+            name for name in ours if name not in self._promoted
+        ]:
+            self.problems.append(f"in the order {theirs}; should be {ours}")
         # Several were promoted in one step, or in several; either order is fair.
         self.claims.sort(key=lambda guest: theirs.index(guest.id) if guest.id in theirs else -1)
 
     def _look_for_overdue(self) -> None:
         now = trio.current_time()
         for guest in self.claims:
-            if guest.idle(now) > self.limits.idle_ttl + HAIR or now - guest.arrived > self.limits.lifetime + HAIR:
+            idle = self.hears_everything and guest.idle(now) > self.limits.idle_ttl + HAIR
+            if idle or now - guest.arrived > self.limits.lifetime + HAIR:
                 self._complain(guest, f"should have ended, idle for {guest.idle(now):g} s")
+
+    def closing(self) -> None:
+        """The house is about to close: everybody may be ended, from now on."""
+        for reason in (CloseReason.GOING_AWAY, CloseReason.RESTART):
+            self.told(reason, lambda guest: True, for_good=True)
 
     def compare_at_the_end(self, supervisor: Supervisor) -> None:
         """Whether everybody who was admitted has closed, the counts agree, and nothing is left."""

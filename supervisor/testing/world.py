@@ -22,7 +22,7 @@ from .._words.errors import ConnectionClosed, Refused
 from .._words.identity import Identity
 from .._words.limits import Limits, Overflow, Policies, Timeouts
 from . import schedule
-from .model import HAIR, Model, left_behind
+from .model import HAIR, Guest, Model, left_behind
 from .wire import Fault, FaultWire, Peer
 
 T = TypeVar("T")
@@ -173,16 +173,22 @@ class World(trio.abc.Instrument):
         what = self.rng.random()
         live = supervisor.connections()
         if what < 0.1 and live:
-            self.model.told(CloseReason.KICKED)
-            await supervisor.disconnect(self.deal(*live).id)
+            chosen = self.deal(*live).id
+            self.model.told(CloseReason.KICKED, partial(_is, chosen))
+            await supervisor.disconnect(chosen)
+        elif what < 0.13 and live:
+            user = self.deal(*live).user
+            self.model.told(CloseReason.KICKED, lambda guest: guest.user == user)
+            await supervisor.disconnect_user(user)
         elif what < 0.15:
-            self.model.told(CloseReason.SHED)
+            self.model.told(CloseReason.SHED, lambda guest: False)  # only for the reasons it always has
             await supervisor.shed()
         elif what < 0.2:
-            self.model.told(CloseReason.IDLE)
-            await supervisor.expire_idle(self.deal(1, 2))
+            age = self.deal(1, 2)
+            self.model.told(CloseReason.IDLE, lambda guest: guest.idle(trio.current_time()) >= age - HAIR)
+            await supervisor.expire_idle(age)
         elif what < 0.22:
-            self.model.told(CloseReason.RESTART)
+            self.model.told(CloseReason.RESTART, lambda guest: True, for_good=True)
             await supervisor.drain(rate=self.deal(2, math.inf), deadline=1)
 
     async def play(self) -> None:
@@ -201,7 +207,7 @@ class World(trio.abc.Instrument):
                             callers.start_soon(self.connect, supervisor)
                         callers.start_soon(self.meddle, supervisor)
                         await trio.sleep(self.deal(*PAUSES))
-                    self.model.told(CloseReason.GOING_AWAY, CloseReason.RESTART)
+                    self.model.closing()
                     if self.rng.random() < 0.3:
                         outer.cancel()
                     closing_at = trio.current_time()
@@ -210,6 +216,10 @@ class World(trio.abc.Instrument):
                     self.problems.append(f"closed late, after {took:g} s")
         self.model.compare_at_the_end(supervisor)
         self.problems += [*self.model.problems, *left_behind(supervisor)]
+
+
+def _is(connection: str, guest: Guest) -> bool:
+    return guest.id == connection
 
 
 def _fails(event: object) -> None:
@@ -277,7 +287,7 @@ class Handlers:
         await trio.sleep(0.01)
         for other in conn.supervisor.connections():
             if self.world.rng.random() < 0.5:
-                self.world.model.told(CloseReason.CLOSED)
+                self.world.model.told(CloseReason.CLOSED, partial(_is, other.id))
                 other.close()
         await trio.sleep(1)
 
