@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import logging
@@ -27,6 +28,8 @@ try:
 except ImportError:  # pragma: no cover - the core does not need it
     sys.exit("the command line needs an extra: pip install 'websocket-supervisor[cli]'")
 
+#: Seconds after which a check is taken for endless; the longest take four.
+HUNG = 180.0
 APPS: dict[str, Handler] = {"hub": hub, "echo": echo}
 
 app = App(
@@ -188,6 +191,12 @@ def verify_command(
     except ImportError as missing:
         raise ValueError(f"verify needs an extra: pip install 'websocket-supervisor[testing]' ({missing})") from missing
 
+    def watch(check: str) -> None:
+        """A handler that never waits cannot be interrupted; then say where it is, and end."""
+        if sys.stderr.isatty():
+            print(f"… {check}", end="\r", file=sys.stderr, flush=True)  # noqa: T201 - the answer of a command line
+        faulthandler.dump_traceback_later(HUNG, exit=True)
+
     logging.getLogger("supervisor").setLevel(logging.CRITICAL + 1)  # what fails on purpose need not be read
     handler = find_handler(app or "hub")
     ours: list[Lab] = [lab for lab in (Memory(handler), Sockets(handler)) if door in (None, lab.door)]
@@ -198,8 +207,10 @@ def verify_command(
         seed=seed,
         fail_fast=fail_fast,
         profile=choose_profile(env),
+        begin=watch,
         progress=lambda row: print(line_of(row), flush=True),  # noqa: T201 - the answer of a command line
     )
+    faulthandler.cancel_dump_traceback_later()
     print("\n".join(verdict(found, app=app, url=url)))  # noqa: T201 - the answer of a command line
     if report is not None:
         report.write_text(found.as_json())

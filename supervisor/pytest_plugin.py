@@ -7,6 +7,7 @@ the extra ``testing``.
 from __future__ import annotations
 
 import tracemalloc
+import weakref
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -64,18 +65,27 @@ async def leak_check(_traced: None, supervisor: Supervisor) -> AsyncGenerator[Le
     """Fails a test that leaves anything behind 500 ms after its end, and says which line made it.
 
     Looked for are tasks, file descriptors, and connections, tokens and index entries of the fixture ``supervisor``;
-    violations that its events tell of; and cyclic garbage made of anybody's own classes. Allocations are traced
+    violations that its events tell of; cyclic garbage made of anybody's own classes; and connections that are gone, and
+    that something still holds. Allocations are traced
     meanwhile, so the test takes two to four times as long.
     """
+    from ._words.events import Admitted
     from .testing import Baseline, LeakTracker, garbage
+    from .testing.leaks import held
 
-    tracker = LeakTracker(supervisor.timeouts.close)
+    tracker, seen = LeakTracker(supervisor.timeouts.close), []
+
+    def see(event: object) -> None:
+        if isinstance(event, Admitted):
+            seen.append(weakref.ref(supervisor.connection(event.connection)))
+
     supervisor.subscribe(tracker)
+    supervisor.subscribe(see)
     garbage()  # of whoever came before
     baseline = Baseline.take()
     yield tracker
     left = await _after_the_bound(baseline, supervisor)
-    found = [*tracker.violations, *left, *garbage()]
+    found = [*tracker.violations, *left, *garbage(), *held(conn for ref in seen if (conn := ref()) is not None)]
     if found:
         pytest.fail("left behind:\n" + "\n".join(f"  {evidence}" for evidence in found), pytrace=False)
 

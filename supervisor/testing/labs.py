@@ -355,6 +355,9 @@ class Deployed:
             raise NotHere("its settings cannot be changed from here")
         with Guests() as guests:
             far = Far(self.url, self.token, settings.limits, self.ssl_context, guests)
-            figures = await far._ask("GET", "/api/statistics")
+            try:
+                figures = await far._ask("GET", "/api/statistics")
+            except (OSError, ValueError) as error:
+                raise NotHere(f"nobody answers as a supervisor does: {error}") from error
             far.limits = Limits(per_user=figures["per_user_limit"], total=figures["total_limit"])
             yield far

@@ -18,15 +18,14 @@ import attrs
 import trio
 
 from .._decisions.blockage import blocked_at
+from .._mechanisms.connection import Connection
 from .._mechanisms.supervisor import Supervisor
 from .._words import events
+from .holders import who_holds
+from .lines import OURS, allocated_at, is_library, raised_at
 from .memory import Sample
 
 _FDS = "/proc/self/fd"
-_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-_STDLIB = os.path.dirname(os.__file__) + os.sep
-#: Packages whose objects are no part of what is being tested.
-_BYSTANDERS = ("_pytest", "pytest", "pytest_trio", "hypothesis", "sybil", "coverage", "trio", "logging")
 #: How much the connection of a handler under observation may take to be cleaned up, beyond ``timeouts.close``.
 _OVERRUN = 0.1
 
@@ -37,8 +36,8 @@ class Evidence:
 
     #: Seconds since the epoch.
     at: float = attrs.field(factory=time.time)
-    #: ``task``, ``file descriptor``, ``token``, ``entry``, ``orphan``, ``garbage``; of a `LeakTracker`, ``cleanup``,
-    #: ``stuck``, ``failure``.
+    #: ``task``, ``file descriptor``, ``token``, ``entry``, ``orphan``, ``garbage``, ``held``; of a `LeakTracker` also
+    #: ``cleanup``, ``stuck``, ``failure``.
     kind: str
     text: str
     #: ``file:line``, or empty if nobody knows.
@@ -77,9 +76,11 @@ class Baseline:
                 yield Evidence(kind="task", text=f"{task.name} is still running, at {blocked_at(task)}", place=place)
 
     def _fds(self) -> Iterator[Evidence]:
-        for fd, target in open_fds().items():
-            if fd not in self.fds:
-                yield Evidence(kind="file descriptor", text=f"{fd} is still open: {target}", place=_opened_at(fd))
+        left = {fd: target for fd, target in open_fds().items() if fd not in self.fds}
+        places = _opened_at() if left and tracemalloc.is_tracing() else {}
+        for fd, target in left.items():
+            text = f"{fd} is still open: {target}"
+            yield Evidence(kind="file descriptor", text=text, place=places.get(fd, ""))
 
 
 def summary(evidence: Iterable[Evidence], most: int = 5) -> str:
@@ -99,6 +100,14 @@ def _entries(supervisor: Supervisor) -> Iterator[Evidence]:
         yield Evidence(kind="token", text=f"{seats} of the total limit are still taken")
     for orphan in supervisor.audit():
         yield Evidence(kind="orphan", text=orphan)
+
+
+def held(gone: Iterable[Connection]) -> Iterator[Evidence]:
+    """Connections that are gone, and who holds them."""
+    for conn in gone:
+        if conn.closed is not None:
+            names = ", ".join(who_holds(conn)) or "somebody unknown"
+            yield Evidence(kind="held", text=f"connection {conn.id} is gone, and held by {names}")
 
 
 def all_tasks() -> Iterator[trio.lowlevel.Task]:
@@ -146,29 +155,11 @@ def garbage() -> tuple[Evidence, ...]:
 
 
 def _is_ours(thing: object) -> bool:
+    """Of a class of this project's, or of whoever uses it; coroutines always are somebody's."""
     if isinstance(thing, CoroutineType):
         return True
-    module = type(thing).__module__.partition(".")[0]
-    return isinstance(module, str) and module not in ("builtins", *_BYSTANDERS) and module in _top_levels()
-
-
-def _top_levels() -> frozenset[str]:
-    return frozenset(name for name in sys.modules if "." not in name and name not in sys.stdlib_module_names) | {
-        "__main__"
-    }
-
-
-def allocated_at(thing: object) -> str:
-    """``file:line`` of whoever made `thing`, outside libraries; empty unless that was traced."""
-    trace = tracemalloc.get_object_traceback(thing)
-    if trace is None:
-        return ""
-    frame = next((frame for frame in reversed(trace) if not _is_library(frame.filename)), trace[-1])
-    return f"{frame.filename}:{frame.lineno}"
-
-
-def _is_library(filename: str) -> bool:
-    return "<" in filename or f"{os.sep}site-packages{os.sep}" in filename or filename.startswith((_OURS, _STDLIB))
+    file = getattr(sys.modules.get(type(thing).__module__), "__file__", None)
+    return file is not None and (file.startswith(OURS) or not is_library(file))
 
 
 def _defined_at(task: trio.lowlevel.Task) -> str:
@@ -180,15 +171,16 @@ def _is_bystander(task: trio.lowlevel.Task) -> bool:
     return task.name.startswith(("pytest_trio.", "_pytest."))
 
 
-def _opened_at(fd: int) -> str:
+def _opened_at() -> dict[int, str]:
+    """The lines at which the files and sockets have been made that are open now."""
+    places = {}
     for thing in gc.get_objects():
         if isinstance(thing, socket.socket | io.FileIO):
             try:
-                if thing.fileno() == fd:
-                    return allocated_at(thing)
+                places[thing.fileno()] = allocated_at(thing)
             except ValueError:
                 pass  # closed
-    return ""
+    return places
 
 
 @attrs.define
@@ -233,7 +225,7 @@ class LeakTracker:
                 for orphan in orphans:
                     self._note("orphan", orphan)
             case events.Failed():
-                self._note("failure", f"{event.what}: {event.exception!r}", _raised_at(event.exception))
+                self._note("failure", f"{event.what}: {event.exception!r}", raised_at(event.exception))
 
     def _closed(self, event: events.Closed) -> None:
         self.closed += 1
@@ -275,10 +267,3 @@ class LeakTracker:
             "evidence": [attrs.asdict(item) for item in self.evidence],
             "memory": [attrs.asdict(sample) for sample in self.memory],
         }
-
-
-def _raised_at(exception: BaseException) -> str:
-    trace = exception.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"

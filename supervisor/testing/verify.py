@@ -114,9 +114,10 @@ def verify(
     seed: int = 0,
     fail_fast: bool = False,
     profile: Profile | None = None,
+    begin: Callable[[str], None] = lambda check: None,
     progress: Callable[[Row], None] = lambda row: None,
 ) -> Report:
-    """Make every check that `words` ask for, in every lab; `progress` is called after each.
+    """Make every check that `words` ask for, in every lab; `begin` is called before each, `progress` after.
 
     `words` are categories, levels, or names of checks; ValueError for one that is none of them. `examples` bounds how
     much each random check tries, `seed` is where it begins. With `fail_fast` it ends at the first finding.
@@ -127,7 +128,7 @@ def verify(
     chosen = choose_profile() if profile is None else profile
     budget = Budget(examples, seed, chosen.memory_growth_mb, chosen.stress_cycles)
     started, rows = time.monotonic(), []
-    for row in _rows(labs, words, budget):
+    for row in _rows(labs, words, budget, begin):
         rows.append(row)
         progress(row)
         if fail_fast and row.outcome is Outcome.BROKEN:
@@ -142,11 +143,12 @@ def verify(
     )
 
 
-def _rows(labs: Iterable[Lab], words: Collection[str], budget: Budget) -> Iterator[Row]:
+def _rows(labs: Iterable[Lab], words: Collection[str], budget: Budget, begin: Callable[[str], None]) -> Iterator[Row]:
     for lab in labs:
         for category in CATEGORIES:
             for check in CHECKS:
                 if check.category == category and lab.door in check.doors and check.words(lab.door) & set(words):
+                    begin(check.sentence)
                     yield _make(check, lab, budget)
 
 

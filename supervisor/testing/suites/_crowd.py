@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 import trio
 
 from ..._words.closing import CloseReason
+from ..labs import Supervised
+from ..leaks import summary
 from ..subject import Client, NotHere, Subject, expect
 from ..wire import Peer
 
@@ -72,7 +74,10 @@ def ends_by_itself(codes: Iterable[int | None]) -> None:
 async def settle_at(subject: Subject, before: Mapping[str, int] | None = None, seconds: float = BOUND) -> None:
     """Convict the subject of whatever is left of anybody after the bound."""
     remains = await wait_for_nobody(subject, before, seconds)
-    expect(not remains, ", ".join(f"{count} orphaned {index} remain" for index, count in remains.items()))
+    told = ", ".join(f"{count} orphaned {index} remain" for index, count in remains.items())
+    if isinstance(subject, Supervised) and subject.tracker.violations:
+        told += f" ({summary(subject.tracker.violations)})"
+    expect(not remains, told)
 
 
 async def wait_for_nobody(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import gc
+import tracemalloc
 from collections import Counter
 
 import trio
 
 from ..._words.limits import Limits
-from ..checks import OURS, Budget, check
+from ..checks import MEMORY, OURS, Budget, check
 from ..holders import who_holds
 from ..labs import Supervised
+from ..lines import lines_alive
 from ..memory import MemoryProfiler
-from ..subject import Lab, NotHere, Settings, expect
+from ..subject import Lab, NotHere, Settings, Subject, expect
 from ._crowd import all_at_once, everybody_leaves, inside, settle_at, wait_for_nobody
 
 _ROUNDS = 12
@@ -36,6 +38,33 @@ async def memory_does_not_grow_with_those_who_have_been(lab: Lab, budget: Budget
             profiler.sample()
         growth = profiler.detect(budget.growth_mb)
         expect(not growth.leaking, "; ".join(growth.because))
+
+
+@check("R21", "R23", doors=MEMORY)
+async def no_line_keeps_something_of_every_connection(lab: Lab, budget: Budget) -> None:
+    """A record for each connection in some list is too small for the resident set, but not for tracemalloc."""
+    rounds, each = 4, 50
+    async with lab.open(Settings(limits=Limits(per_user=20))) as subject:
+        tracemalloc.start(1)
+        try:
+            await _come_and_go(subject, -1, each)  # what is made once is made now
+            before = lines_alive()
+            for turn in range(rounds):
+                await _come_and_go(subject, turn, each)
+            grown = lines_alive() - before
+        finally:
+            tracemalloc.stop()
+        kept = [f"{line} keeps {count}" for line, count in grown.most_common(5) if count >= 0.9 * rounds * each]
+        expect(not kept, f"of {rounds * each} connections that are gone, {'; '.join(kept)}")
+
+
+async def _come_and_go(subject: Subject, turn: int, count: int) -> None:
+    clients = await all_at_once(subject, [f"user-{turn}-{number % 10}" for number in range(count)])
+    for client in inside(clients):
+        await client.say('{"op":"ping"}')
+    await trio.sleep(0.05)
+    await everybody_leaves(inside(clients))
+    await wait_for_nobody(subject)
 
 
 @check("R10", "R23", doors=OURS)

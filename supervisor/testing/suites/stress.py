@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 
 import trio
 
@@ -31,6 +32,7 @@ async def five_hundred_rapid_cycles_leave_no_task_and_no_file(lab: Lab, budget: 
     async with lab.open(Settings(limits=Limits(per_user=20))) as subject:
         await (await subject.connect("ann")).leave()
         await settle_at(subject)
+        tracemalloc.start(10)  # so that the lines are known that have made what is left
         baseline = Baseline.take()
         for number in range(500):
             client = await subject.connect(f"user-{number % 7}")
@@ -40,6 +42,7 @@ async def five_hundred_rapid_cycles_leave_no_task_and_no_file(lab: Lab, budget: 
                 client.vanish()
         await settle_at(subject)
         left = baseline.left_behind()
+        tracemalloc.stop()
         expect(not left, f"left behind: {summary(left)}")
 
 
