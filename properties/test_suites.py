@@ -92,7 +92,8 @@ def test_its_tasks_and_files_are_named_too() -> None:
     done = run_verify(name, "--app", "docs.examples.leaky_chat:handler")
     assert done.returncode == 1
     assert "500 times task: docs.examples.leaky_chat.keep_alive is still running" in done.stdout
-    assert "500 times file descriptor" in done.stdout
+    assert "times file descriptor" in done.stdout
+    assert "docs/examples/leaky_chat.py:" in done.stdout.rpartition("and by 20 more")[2]
 
 
 @pytest.mark.req("R36")

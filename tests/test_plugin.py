@@ -68,6 +68,7 @@ def test_a_leak_fails_its_test_and_the_line_is_named(pytester: pytest.Pytester, 
     assert f"test_a_leak_fails_its_test_and_the_line_is_named.py:{number}" in result.stdout.str()
 
 
+@pytest.mark.slow
 @pytest.mark.req("R23")
 def test_what_the_documents_show_works(pytester: pytest.Pytester) -> None:
     pytester.makeini("[pytest]\ntrio_mode = true\n")
