@@ -38,7 +38,7 @@ async def supervisor() -> AsyncGenerator[Supervisor, None]:
     from ._mechanisms.supervisor import open_supervisor
 
     async with open_supervisor() as opened:
-        yield opened
+        yield opened  # noqa: ASYNC119 - pytest-trio always finishes its fixtures
 
 
 @pytest.fixture

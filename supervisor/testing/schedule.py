@@ -141,6 +141,7 @@ class Stepper:
         """Call a synchronous function inside the run."""
 
         async def call() -> T:
+            await trio.lowlevel.checkpoint()
             return function(*args)
 
         return self.run(call)

@@ -54,7 +54,7 @@ def stray_cancelled() -> BaseException:
             scope.cancel()
             try:
                 await trio.lowlevel.checkpoint()
-            except trio.Cancelled as cancelled:  # noqa: ASYNC103 - it is what this function is for
+            except trio.Cancelled as cancelled:  # noqa: ASYNC103, ASYNC104 - it is what this function is for
                 return cancelled.with_traceback(None)
         raise AssertionError
 
@@ -204,8 +204,8 @@ class World(trio.abc.Instrument):
                         supervisor.subscribe(_fails)
                     for _ in range(self.rng.randint(3, 20)):
                         for _ in range(self.deal(1, 1, 2, 8)):
-                            callers.start_soon(self.connect, supervisor)
-                        callers.start_soon(self.meddle, supervisor)
+                            callers.start_soon(self.connect, supervisor)  # noqa: ASYNC111 - its end is their end
+                        callers.start_soon(self.meddle, supervisor)  # noqa: ASYNC111 - its end is their end
                         await trio.sleep(self.deal(*PAUSES))
                     self.model.closing()
                     if self.rng.random() < 0.3:
@@ -310,6 +310,7 @@ class Handlers:
 
     async def has_hooks(self, conn: Connection, wire: FaultWire) -> None:
         async def fails() -> None:
+            await trio.lowlevel.checkpoint()
             raise KeyError("hook raises")
 
         conn.on_close(trio.sleep, self.world.deal(0, 0.1, 30))
