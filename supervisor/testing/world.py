@@ -54,8 +54,8 @@ def stray_cancelled() -> BaseException:
             scope.cancel()
             try:
                 await trio.lowlevel.checkpoint()
-            except trio.Cancelled as cancelled:  # noqa: ASYNC103, ASYNC104 - it is what this function is for
-                return cancelled.with_traceback(None)
+            except trio.Cancelled as cancelled:  # noqa: ASYNC103 - it is what this function is for
+                return cancelled.with_traceback(None)  # noqa: ASYNC104 - the same
         raise AssertionError
 
     return trio.run(main)
