@@ -4,6 +4,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.conftest import no_endless_test as no_endless_test
+from tests.conftest import pytest_runtest_logreport as pytest_runtest_logreport
 
 # The default run tries the same examples every time; `-m slow` tries others, and says how to repeat what it finds.
 settings.register_profile(
