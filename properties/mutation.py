@@ -68,7 +68,7 @@ def main(children: str = "2") -> int:
                 path.write_text(decorate_afterwards(path.read_text()))
         with (copy / "pyproject.toml").open("a") as file:
             file.write(SETTINGS)
-        os.environ["WS_SUPERVISOR_TEST_CPU"] = "8"  # of what goes round for ever, no more than this is needed
+        os.environ["WS_SUPERVISOR_TEST_CPU"] = "20"  # of what goes round for ever, no more than this is needed
         subprocess.run([sys.executable, "-m", "mutmut", "run", "--max-children", children], cwd=copy, check=False)
         return subprocess.run([sys.executable, "-m", "mutmut", "results"], cwd=copy, check=False).returncode
 
