@@ -44,13 +44,14 @@ def test_every_row_is_due_or_pending() -> None:
 @pytest.mark.req("R46")
 def test_a_skipped_test_has_not_passed(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     file = pytester.path / "passed"
-    monkeypatch.setenv("WS_SUPERVISOR_PASSED", str(file))
     pytester.makeconftest("from tests.conftest import pytest_runtest_logreport")
     pytester.makepyfile(
         "import pytest\ndef test_one(): pass\ndef test_two(): pytest.skip()\n"
         "@pytest.mark.xfail\ndef test_three(): assert False\n"
     )
-    pytester.runpytest_inprocess("-q")
+    with monkeypatch.context() as only_inside:
+        only_inside.setenv("WS_SUPERVISOR_PASSED", str(file))
+        pytester.runpytest_inprocess("-q")
     assert file.read_text().splitlines() == ["test_a_skipped_test_has_not_passed.py::test_one"]
 
 
