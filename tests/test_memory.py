@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import attrs
 import pytest
 
@@ -50,6 +52,24 @@ def test_the_margin_is_that_of_the_textbook() -> None:
     )  # residuals 3.6 in squares, and Student 3.182 with three degrees of freedom
     assert slope == pytest.approx(0.8)
     assert margin == pytest.approx(3.182 * (3.6 / 3 / 10) ** 0.5, rel=0.002)
+
+
+@pytest.mark.req("R23")
+@pytest.mark.skipif(sys.platform != "linux", reason="only there can free memory be given back")
+def test_a_leak_does_not_hide_in_memory_that_was_free() -> None:
+    once = [bytes(100_000) for _ in range(1000)]
+    pins = once[::50]  # so that freeing the rest gives nothing back by itself
+    del once
+    profiler = MemoryProfiler()
+    profiler.start()
+    kept = []
+    for _ in range(8):
+        kept.append([bytes(100_000) for _ in range(100)])
+        profiler.sample()
+    growth = profiler.detect(50)
+    assert growth.leaking
+    assert growth.megabytes == pytest.approx(100_000 * 100 * 5 / MB, rel=0.2)
+    del pins, kept
 
 
 @pytest.mark.req("R23")
