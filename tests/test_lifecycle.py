@@ -247,7 +247,7 @@ async def cut_all(house, conn) -> None:
         ("ping", sleeper, wait_for_the_ping, "wire"),
         ("cut", stubborn, kick, "wire"),
         ("cut", sleeper, cut_all, "wire"),
-        ("cut", sleeper, kick, "close"),
+        ("cut", sleeper, kick, "wire"),
         ("close", sleeper, kick, "close"),
     ],
 )

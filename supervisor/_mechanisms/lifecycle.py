@@ -164,7 +164,7 @@ def _cut(conn: Connection, wire: Wire) -> None:
     try:
         wire.cut(conn.end.code, conn.end.text)
     except Exception as exception:  # noqa: BLE001 - a wire that breaks its word must not keep the rest from being cleaned
-        conn.report("close", exception)
+        conn.report("wire", exception)
 
 
 def _ends_everything(exception: BaseException) -> bool:

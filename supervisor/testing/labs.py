@@ -6,7 +6,7 @@ import contextlib
 import math
 import ssl
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import quote, urlsplit
@@ -64,14 +64,6 @@ class MemoryClient:
         self.wire.deliver(message)
         await trio.lowlevel.checkpoint()
 
-    async def hear(self) -> str | bytes:
-        """See `Client.hear`."""
-        while not self.wire.sent:
-            if self.ended.is_set():
-                raise EOFError(self.code)
-            await trio.sleep(0.001)
-        return self.wire.sent.pop(0)
-
     async def over(self) -> int:
         """See `Client.over`."""
         await self.ended.wait()
@@ -88,6 +80,25 @@ class MemoryClient:
         self.wire.hang_up(CloseReason.PEER_LOST)
 
 
+@attrs.frozen
+class Seen:
+    """The connections that a handler has been given, and that something still holds."""
+
+    _refs: list[weakref.ref[Connection]] = attrs.field(factory=list, init=False)
+
+    def by(self, handler: Handler) -> Handler:
+        """`handler`, whose connections are seen from now on."""
+
+        async def seeing(conn: Connection) -> None:
+            self._refs.append(weakref.ref(conn))
+            await handler(conn)
+
+        return seeing
+
+    def __iter__(self) -> Iterator[Connection]:
+        return (conn for ref in self._refs if (conn := ref()) is not None)
+
+
 @attrs.define(eq=False)
 class Supervised:
     """A supervisor in this process, whoever lets people in to it."""
@@ -95,7 +106,7 @@ class Supervised:
     limits: Limits
     supervisor: Supervisor
     tracker: LeakTracker
-    seen: list[weakref.ref[Connection]] = attrs.field(factory=list)
+    seen: Seen = attrs.field(factory=Seen)
 
     async def count(self, user: str | None = None) -> int:
         """See `Subject.count`."""
@@ -120,17 +131,7 @@ class Supervised:
 
     def held(self) -> tuple[Connection, ...]:
         """The connections that are gone, and that something still holds."""
-        alive = (ref() for ref in self.seen)
-        return tuple(conn for conn in alive if conn is not None and conn.closed is not None)
-
-    def seeing(self, handler: Handler) -> Handler:
-        """`handler`, noting whom it has been given."""
-
-        async def seen(conn: Connection) -> None:
-            self.seen.append(weakref.ref(conn))
-            await handler(conn)
-
-        return seen
+        return tuple(conn for conn in self.seen if conn.closed is not None)
 
 
 @attrs.define(eq=False)
@@ -151,7 +152,7 @@ class InMemory(Supervised):
         async def handler(conn: Connection) -> None:
             guest.status = 101
             guest.known.set()
-            await self.seeing(self.handler)(conn)
+            await self.seen.by(self.handler)(conn)
 
         try:
             conn = await self.supervisor.start(guest.wire, identity, handler)
@@ -261,14 +262,9 @@ class Sockets:
     @contextlib.asynccontextmanager
     async def open(self, settings: Settings = Settings()) -> AsyncGenerator[OnSockets, None]:
         """See `Lab.open`."""
-        seen: list[weakref.ref[Connection]] = []
-
-        async def handler(conn: Connection) -> None:
-            seen.append(weakref.ref(conn))
-            await self.handler(conn)
-
+        seen = Seen()
         async with trio.open_nursery() as nursery:
-            served = partial(serve, handler, Options(port=0), signals=False, **_records(settings))
+            served = partial(serve, seen.by(self.handler), Options(port=0), signals=False, **_records(settings))
             server: Server = await nursery.start(served)
             tracker = LeakTracker(settings.timeouts.close)
             server.supervisor.subscribe(tracker)

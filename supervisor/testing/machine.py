@@ -153,12 +153,12 @@ class SupervisorMachine(RuleBasedStateMachine):
     )
     def open(self, seed: int, limits: Limits, timeouts: Timeouts, policies: Policies) -> None:
         """A supervisor of its own, on a schedule of its own."""
+        self.stepper = Stepper(seed)
         # What is logged with its traceback is kept by whoever collects the log, and so are the connections in it.
         self._log_level = _logger.level
         _logger.setLevel(logging.CRITICAL + 1)
         gc.collect()
         gc.disable()  # what a cycle holds must be found, not collected
-        self.stepper = Stepper(seed)
         self.model = Model(limits, timeouts, policies, hears_everything=False)
         self.timeouts = timeouts
         self._opened: list[Supervisor] = []
@@ -312,22 +312,26 @@ class SupervisorMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Once faults stop, everything drains to the exact baseline within the promised time."""
-        if not hasattr(self, "supervisor"):
+        if not hasattr(self, "stepper"):
             return
         try:
-            self.stepper.advance(10)  # whoever shields itself comes to an end
-            self._close()
-            self.stepper.call(self.model.compare_at_the_end, self.supervisor)
-            assert self.model.problems == [], self.model.problems
-            assert not (living := self.stepper.tasks()), f"tasks that remain: {living}"
-            young = gc.get_objects(generation=0)  # nothing has been collected, so it is still among the young
-            kept = [thing for thing in young if isinstance(thing, Connection)]
-            del young
-            assert not kept, f"{len(kept)} connections are gone, and held by {', '.join(who_holds(kept[0]))}"
+            if hasattr(self, "supervisor"):
+                self._drains()
         finally:
             gc.enable()
             _logger.setLevel(self._log_level)
             self.stepper.close()
+
+    def _drains(self) -> None:
+        self.stepper.advance(10)  # whoever shields itself comes to an end
+        self._close()
+        self.stepper.call(self.model.compare_at_the_end, self.supervisor)
+        assert self.model.problems == [], self.model.problems
+        assert not (living := self.stepper.tasks()), f"tasks that remain: {living}"
+        young = gc.get_objects(generation=0)  # nothing has been collected, so it is still among the young
+        kept = [thing for thing in young if isinstance(thing, Connection)]
+        del young
+        assert not kept, f"{len(kept)} connections are gone, and held by {', '.join(who_holds(kept[0]))}"
 
     def _close(self) -> None:
         def leave() -> None:

@@ -59,10 +59,6 @@ class Client(Protocol):
         """Send a message."""
         ...
 
-    async def hear(self) -> str | bytes:
-        """The next message."""
-        ...
-
     async def over(self) -> int:
         """Wait until it is over; the close code."""
         ...

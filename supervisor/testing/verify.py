@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import resource
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -17,6 +18,10 @@ from .checks import CHECKS, Budget, Check
 from .subject import Finding, Lab, NotHere
 from .suites import CATEGORIES
 
+#: Apple's system counts the resident set in bytes, the others in kilobytes.
+_MAXRSS_PER_MB = 1024 * 1024 if sys.platform == "darwin" else 1024
+#: How much of a finding is told; the steps of Hypothesis fit.
+_MOST_LINES = 60
 #: What may be asked for, besides the name of a check.
 WORDS = (*CATEGORIES, "all", "unit", "integration", "e2e", "regression")
 
@@ -139,7 +144,7 @@ def verify(
         examples=examples,
         profile=chosen.name,
         seconds=time.monotonic() - started,
-        peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MAXRSS_PER_MB,
     )
 
 
@@ -179,12 +184,18 @@ def _judge(exception: BaseException) -> tuple[Outcome, str]:
             raise exception
     for leaf in leaves:
         if isinstance(leaf, Finding):
-            return Outcome.BROKEN, str(leaf)
+            return Outcome.BROKEN, _told(leaf)
     for leaf in leaves:
         if isinstance(leaf, NotHere):
             return Outcome.NOT_HERE, str(leaf)
     told = [leaf if str(leaf) or leaf.__cause__ is None else leaf.__cause__ for leaf in leaves[:3]]
-    return Outcome.BROKEN, "; ".join(f"{type(leaf).__name__}: {leaf}" for leaf in told)
+    return Outcome.BROKEN, "; ".join(f"{type(leaf).__name__}: {_told(leaf)}" for leaf in told)
+
+
+def _told(exception: BaseException) -> str:
+    """What it says, and what has been noted on it: the steps that Hypothesis took, above all."""
+    lines = [str(exception), *(line for note in getattr(exception, "__notes__", ()) for line in note.splitlines())]
+    return "\n      ".join(lines[:_MOST_LINES])
 
 
 def _leaves(exception: BaseException) -> Iterator[BaseException]:
