@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from supervisor import CloseReason, Connection, Frame, Identity, open_supervisor
+from supervisor import CloseReason, Connection, Frame, Identity, Limits, open_supervisor
 from supervisor._engines.trio_websocket import TrioWebSocket
 from supervisor.testing.model import left_behind
 from supervisor.testing.pipe import Cut, FaultPipe
@@ -42,7 +42,7 @@ async def deaf(conn: Connection) -> None:
 async def live(pipe: FaultPipe, handler) -> tuple[CloseReason, float]:
     """One connection's whole life over `pipe`; why it ended, and how long it took to leave."""
     async with open_supervisor() as supervisor:
-        wire = TrioWebSocket(pipe, "memory", KEY, None, 1000, 4096, 10.0)
+        wire = TrioWebSocket(pipe, "memory", KEY, None, Limits(max_message_size=1000), 10.0)
         conn = await supervisor.start(wire, Identity(user="ann"), handler)
         await conn.wait_gone()
         await trio.testing.wait_all_tasks_blocked()

@@ -11,7 +11,9 @@ The house, from the ground up; imports only ever point downward:
 - ``cli``          the command line; ``pytest_plugin`` beside it
 """
 
+from importlib import import_module as _import_module
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from ._mechanisms.audience import Audience as Audience
 from ._mechanisms.connection import Connection as Connection
@@ -33,12 +35,15 @@ from ._words.errors import ConnectionClosed as ConnectionClosed
 from ._words.errors import Draining as Draining
 from ._words.errors import Forbidden as Forbidden
 from ._words.errors import HardLimitReached as HardLimitReached
+from ._words.errors import IdentityMismatch as IdentityMismatch
 from ._words.errors import LimitReached as LimitReached
 from ._words.errors import NotFound as NotFound
+from ._words.errors import RateLimited as RateLimited
 from ._words.errors import Refused as Refused
 from ._words.errors import Superseded as Superseded
 from ._words.errors import SupervisorError as SupervisorError
 from ._words.errors import Unauthorized as Unauthorized
+from ._words.errors import Unavailable as Unavailable
 from ._words.frames import Frame as Frame
 from ._words.identity import Identity as Identity
 from ._words.limits import Limits as Limits
@@ -48,7 +53,19 @@ from ._words.limits import SlowConsumer as SlowConsumer
 from ._words.limits import Timeouts as Timeouts
 from ._words.profiles import Profile as Profile
 from ._words.profiles import choose_profile as choose_profile
+from ._words.rates import Rate as Rate
 from ._words.wire import Wire as Wire
 from ._words.wire import WireClosed as WireClosed
 
+if _TYPE_CHECKING:
+    from ._server.tokens import ClaimRules as ClaimRules
+    from ._server.tokens import JwtAuthenticator as JwtAuthenticator
+
 __version__ = _version("websocket-supervisor")
+
+
+def __getattr__(name: str) -> object:
+    """What needs an extra is imported when it is used."""
+    if name in ("ClaimRules", "JwtAuthenticator"):
+        return getattr(_import_module("._server.tokens", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

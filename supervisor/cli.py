@@ -7,9 +7,11 @@ import importlib
 import json
 import logging
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Literal
 
 import trio
@@ -17,7 +19,7 @@ import trio
 from . import __version__
 from ._mechanisms.supervisor import Handler
 from ._server.hub import echo, hub
-from ._server.options import Options
+from ._server.options import Authenticate, Options
 from ._server.server import Server, serve
 from ._words.limits import Limits, Policies, Timeouts
 from ._words.profiles import choose_profile
@@ -78,6 +80,46 @@ def find_handler(name: str) -> Handler:
     return found  # type: ignore[no-any-return]  # whether it is a handler is only known when it is called
 
 
+def find_authenticator(
+    secret: str | None, keys: str | None, algorithms: tuple[str, ...], audience: str | None, issuer: str | None
+) -> Authenticate | None:
+    """What judges tokens, if that is wanted. ValueError for what cannot be."""
+    if secret is keys is audience is issuer is None and not algorithms:
+        return None
+    tokens = import_tokens()
+    rules = tokens.ClaimRules(audience=audience, issuer=issuer)
+    authenticator: Authenticate = tokens.JwtAuthenticator(secret=secret, keys=keys, algorithms=algorithms, rules=rules)
+    return authenticator
+
+
+def import_tokens() -> ModuleType:
+    """What knows JSON Web Tokens; it needs what not everybody has."""
+    try:
+        return importlib.import_module("supervisor._server.tokens")
+    except ImportError as missing:
+        raise ValueError(f"tokens need an extra: pip install 'websocket-supervisor[jwt]' ({missing})") from missing
+
+
+@app.command(name="token")
+def token_command(user: str, *, jwt_secret: str, session: str | None = None, seconds: float = 3600.0) -> None:
+    """Print a JSON Web Token, for development: whoever has it is this user, until it expires.
+
+    Parameters
+    ----------
+    user
+        Whose token it is (sub).
+    jwt_secret
+        What the server has been given as --jwt-secret; better as WS_SUPERVISOR_JWT_SECRET, which no list of processes
+        shows.
+    session
+        Of which session (sid).
+    seconds
+        How long it is good for.
+    """
+    token = import_tokens().issue(jwt_secret, user, session=session, seconds=seconds, now=time.time())
+    print(token)  # noqa: T201 - the answer of a command line
+
+
 @app.command(name="serve")
 def serve_command(
     *,
@@ -89,7 +131,13 @@ def serve_command(
     allowed_origins: tuple[str, ...] = (),
     require_origin: bool = False,
     allow_anonymous: bool = False,
+    forwarded_allow_ips: tuple[str, ...] = (),
     admin_token: str | None = None,
+    jwt_secret: str | None = None,
+    jwt_keys: str | None = None,
+    jwt_algorithms: tuple[str, ...] = (),
+    jwt_audience: str | None = None,
+    jwt_issuer: str | None = None,
     env: str | None = None,
     log_format: Literal["text", "json"] = "text",
     log_level: Literal["debug", "info", "warning", "error"] = "info",
@@ -119,8 +167,22 @@ def serve_command(
         Refuse clients that send no Origin, which are not browsers.
     allow_anonymous
         Believe ?user= from anywhere, not only from this machine.
+    forwarded_allow_ips
+        Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed: addresses or networks, * for all. May be
+        repeated.
     admin_token
         What /api asks for as a bearer token; without it, only this machine may ask.
+    jwt_secret
+        Let in whoever has a JSON Web Token signed with this secret; at least 32 bytes. See the command token.
+    jwt_keys
+        Or signed by one of these keys: a file with a public key (PEM) or a JWK set, or the URL of a JWK set.
+    jwt_algorithms
+        The algorithms that tokens may be signed by; HS256 for a secret, RS256, PS256, ES256 and EdDSA for keys. May be
+        repeated.
+    jwt_audience
+        Whom tokens must be for (aud).
+    jwt_issuer
+        Whom tokens must be from (iss).
     env
         The environment profile: development, test, ci, staging or production.
     log_format
@@ -137,7 +199,9 @@ def serve_command(
         allowed_origins=allowed_origins,
         require_origin=require_origin,
         allow_anonymous=allow_anonymous,
+        forwarded_allow_ips=forwarded_allow_ips,
         admin_token=admin_token,
+        authenticate=find_authenticator(jwt_secret, jwt_keys, jwt_algorithms, jwt_audience, jwt_issuer),
     )
     profile = choose_profile(env)
     served = partial(serve, find_handler(app), options, limits=limits, timeouts=timeouts, policies=policies)

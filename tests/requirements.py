@@ -18,7 +18,7 @@ from supervisor.testing.suites import CATEGORIES
 PAGE = Path(__file__).parent.parent / "docs" / "requirements.md"
 NOT_YET = "not yet"
 #: Rows that are not due yet; whoever shows one takes it off this list, and it never comes back.
-PENDING = frozenset(f"R{number}" for number in (25, *range(27, 35), 37, 39, 41, 45, 47, 48, 49, 50))
+PENDING = frozenset(f"R{number}" for number in (25, 27, 28, *range(30, 35), 39, 41, 45, 47, 48, 49, 50))
 _TABLE = "<!-- generated from the checks of supervisor.testing -->"
 
 

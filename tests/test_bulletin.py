@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.lowlevel import currently_ki_protected
 
-from supervisor import HardLimitReached, Limits, Policies, Timeouts, events
+from supervisor import BadRequest, HardLimitReached, Limits, Policies, Timeouts, events
 from supervisor._decisions.bulletin import Bulletin, step
 from supervisor._decisions.ledger import Ledger
 from tests.helpers import House, open_house, settle, slow_to_leave
@@ -146,6 +146,7 @@ async def everything_happens(house: House) -> None:
     await trio.sleep(150)
     await house.supervisor.shed()
     house.supervisor.report("request", RuntimeError("reported"))
+    house.supervisor.turned_away("192.0.2.1", BadRequest("nonsense"))
     await house.enter("cid", handler=slow_to_leave(0.1))
     await house.supervisor.drain()
 

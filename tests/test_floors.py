@@ -62,7 +62,8 @@ def test_the_front_door_exports_exactly_this() -> None:
 
 EXPORTS = """
 Audience BadRequest CloseReason Connection ConnectionClosed Draining End Forbidden Frame HardLimitReached Identity
-LimitReached Limits Membership NotFound Options Overflow Policies Profile Refused Request Server SlowConsumer Statistics
-Superseded Supervisor SupervisorError Timeouts Unauthorized Wire WireClosed
+IdentityMismatch LimitReached Limits Membership NotFound Options Overflow Policies Profile Rate RateLimited Refused
+Request Server SlowConsumer Statistics Superseded Supervisor SupervisorError Timeouts Unauthorized Unavailable Wire
+WireClosed
 choose_profile echo events hub open_supervisor serve
 """

@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor import CloseReason
+from supervisor import CloseReason, Limits
 from supervisor._engines.scanner import Scanner
 from tests.serving import frame
 
 
 def scan(data: bytes, *, at_most: int = 1000, fragments: int = 5000, piece: int = 1 << 20) -> Scanner:
-    scanner = Scanner(at_most, fragments)
+    scanner = Scanner(Limits(max_message_size=at_most, max_fragments=fragments))
     for start in range(0, len(data), piece):
-        scanner.feed(data[start : start + piece])
+        scanner.feed(data[start : start + piece], 0.0)
     return scanner
 
 

@@ -17,7 +17,17 @@ from trio.lowlevel import enable_ki_protection
 
 from .._words import events
 from .._words.closing import CloseReason, End
-from .._words.errors import PER_USER, TOTAL, Draining, HardLimitReached, LimitReached, Refused, Superseded, Unauthorized
+from .._words.errors import (
+    PER_USER,
+    TOTAL,
+    Draining,
+    HardLimitReached,
+    LimitReached,
+    RateLimited,
+    Refused,
+    Superseded,
+    Unauthorized,
+)
 from .._words.identity import Identity
 from .._words.limits import Limits, Policies, Timeouts
 from .._words.wire import SEVERED
@@ -26,6 +36,7 @@ from .blockage import blocked_at
 from .bulletin import Bulletin, step
 from .dues import Act, expiry, lifetime, next_due
 from .memberships import Group, Memberships
+from .rates import RateBook
 from .roster import Roster
 from .shedding import excess, reclaimable
 from .stay import Stage, Stay, User
@@ -57,7 +68,13 @@ class Ledger:
     memberships: Memberships = attrs.field(factory=Memberships)
     bulletin: Bulletin = attrs.field(factory=Bulletin)
     open: bool = True
+    #: Attempts of each user; None without ``limits.connect_rate_user``.
+    attempts: RateBook | None = attrs.field(init=False)
     _numbers: Iterator[int] = attrs.field(factory=lambda: count(1))
+
+    def __attrs_post_init__(self) -> None:
+        rate = self.limits.connect_rate_user
+        self.attempts = None if rate is None else RateBook(rate)
 
     # -- coming ------------------------------------------------------------------------------------------------
 
@@ -82,6 +99,8 @@ class Ledger:
             raise self._refused(stay, Draining())
         if stay.ends_at <= stay.opened_at:
             raise self._refused(stay, Unauthorized("the credential has expired"))
+        if self.attempts is not None and (retry_after := self.attempts.spend(name, stay.opened_at)):
+            raise self._refused(stay, RateLimited(f"user {name!r}", self.attempts.rate, retry_after))
         user = self.users.get(name)
         if user is not None:
             self._emergency(f"user {name!r}", user.roster)
@@ -179,6 +198,16 @@ class Ledger:
         if stay.end is None:
             stay.host.roster.by_activity.move_to_end(stay)
             self.total.by_activity.move_to_end(stay)
+
+    @step
+    def renew(self, stay: Stay, expires_at: float | None) -> None:
+        """A new credential: when it is over is counted anew; the connection's age is not."""
+        stay.identity = attrs.evolve(stay.identity, expires_at=expires_at)
+        age = trio.current_time() - stay.opened_at
+        stay.ends_at, stay.ends_for = lifetime(stay.identity, self.limits, stay.opened_at, time.time() - age)
+        if stay.end is None:
+            self._rearm(stay)
+            stay.host.ring_by(self._due(stay))
 
     @enable_ki_protection
     def suspect(self, stay: Stay) -> None:

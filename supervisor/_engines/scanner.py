@@ -8,6 +8,8 @@ import attrs
 
 from .._words.closing import CloseReason
 from .._words.frames import CLOSE
+from .._words.limits import Limits
+from .._words.rates import Bucket
 
 _CONTROL = 0x08
 _CONTINUATION = 0x0
@@ -24,8 +26,7 @@ class Scanner:
     engine's business.
     """
 
-    max_message_size: int
-    max_fragments: int
+    limits: Limits
     #: The first bound that was exceeded, and what to say about it.
     violation: tuple[CloseReason, str] | None = None
     #: The unmasked payload of the peer's close frame; None before it is complete.
@@ -38,10 +39,20 @@ class Scanner:
     _unfinished: bool = False
     _final: bool = False
     _close: bytearray | None = None
+    _messages: Bucket | None = attrs.field(init=False)
+    _bytes: Bucket | None = attrs.field(init=False)
+    _controls: Bucket | None = attrs.field(init=False)
 
-    def feed(self, data: bytes | bytearray) -> None:
-        """Follow some more bytes."""
+    def __attrs_post_init__(self) -> None:
+        self._messages, self._bytes, self._controls = (
+            None if rate is None else Bucket(rate)
+            for rate in (self.limits.message_rate, self.limits.byte_rate, self.limits.control_rate)
+        )
+
+    def feed(self, data: bytes | bytearray, now: float) -> None:
+        """Follow some more bytes, which have come `now`."""
         position, end = 0, len(data)
+        self._spend(self._bytes, now, "bytes", end)
         if self._unfinished:  # the engine keeps what it is given piece by piece, so a piece costs like a frame
             self._count_fragment()
         while position < end and self.close_payload is None:
@@ -52,11 +63,11 @@ class Scanner:
                 self._payload_left -= taken
                 position += taken
             else:
-                position = self._read_header(data, position)
+                position = self._read_header(data, position, now)
             if not self._payload_left and not self._header:
                 self._finish_frame()
 
-    def _read_header(self, data: bytes | bytearray, position: int) -> int:
+    def _read_header(self, data: bytes | bytearray, position: int, now: float) -> int:
         """Collect the header that starts, or goes on, at `position`; returns where to continue."""
         header = self._header
         while (missing := _header_size(header) - len(header)) > 0:
@@ -64,29 +75,39 @@ class Scanner:
             if position + missing > len(data):
                 return len(data)
             position += missing
-        self._begin_frame(header)
+        self._begin_frame(header, now)
         self._header = bytearray()
         return position
 
-    def _begin_frame(self, header: bytearray) -> None:
+    def _begin_frame(self, header: bytearray, now: float) -> None:
         opcode, size = header[0] & 0x0F, _payload_size(header)
         self._payload_left = size
         if opcode == CLOSE and size <= _MAX_CONTROL:
             self._close = header[-4:] if header[1] & 0x80 else bytearray(4)
         if opcode & _CONTROL:
+            self._spend(self._controls, now, "control frames")
             return
         if opcode != _CONTINUATION:
             self._message_size = self._fragments = 0
+            self._spend(self._messages, now, "messages")
         self._unfinished, self._final = True, bool(header[0] & 0x80)
         self._message_size += size
-        if self.violation is None and self._message_size > self.max_message_size:
-            self.violation = CloseReason.TOO_BIG, f"message exceeds {self.max_message_size} bytes"
+        if self._message_size > self.limits.max_message_size:
+            self._violate(CloseReason.TOO_BIG, f"message exceeds {self.limits.max_message_size} bytes")
         self._count_fragment()
 
     def _count_fragment(self) -> None:
         self._fragments += 1
-        if self.violation is None and self._fragments > self.max_fragments:
-            self.violation = CloseReason.POLICY_VIOLATION, f"message exceeds {self.max_fragments} fragments"
+        if self._fragments > self.limits.max_fragments:
+            self._violate(CloseReason.POLICY_VIOLATION, f"message exceeds {self.limits.max_fragments} fragments")
+
+    def _spend(self, bucket: Bucket | None, now: float, what: str, amount: int = 1) -> None:
+        if bucket is not None and not bucket.spend(now, amount):
+            self._violate(CloseReason.TOO_MANY_MESSAGES, f"more than {bucket.rate} {what}")
+
+    def _violate(self, reason: CloseReason, text: str) -> None:
+        if self.violation is None:
+            self.violation = reason, text
 
     def _finish_frame(self) -> None:
         self._unfinished = self._unfinished and not self._final

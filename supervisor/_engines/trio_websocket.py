@@ -14,6 +14,7 @@ from wsproto.utilities import LocalProtocolError
 
 from .._words.closing import CloseReason
 from .._words.frames import CLOSE, PING, Frame, close_payload, encode
+from .._words.limits import Limits
 from .._words.wire import Ended, WireClosed
 from .link import Link, Stream
 from .scanner import Scanner
@@ -33,8 +34,7 @@ class TrioWebSocket:
     #: ``Sec-WebSocket-Key``, checked.
     key: str
     subprotocol: str | None
-    max_message_size: int
-    max_fragments: int
+    limits: Limits
     write_progress: float
     _link: Link = attrs.field(init=False)
     _inlet: Inlet = attrs.field(init=False)
@@ -46,8 +46,7 @@ class TrioWebSocket:
 
     def __attrs_post_init__(self) -> None:
         self._link = Link(self.stream, self.write_progress)
-        scanner = Scanner(self.max_message_size, self.max_fragments)
-        self._inlet = Inlet(self._link, scanner, self._head(), self._end)
+        self._inlet = Inlet(self._link, Scanner(self.limits), self._head(), self._end)
 
     @property
     def silent_since(self) -> float | None:
@@ -75,7 +74,7 @@ class TrioWebSocket:
             cast("trio.Nursery", _ReaderNursery(nursery, self._read)),
             self._inlet,
             message_queue_size=_QUEUED_MESSAGES,
-            max_message_size=self.max_message_size,
+            max_message_size=self.limits.max_message_size,
             receive_buffer_size=_RECEIVE_BYTES,
         )
         try:
@@ -244,7 +243,7 @@ class Inlet(trio.abc.HalfCloseableStream):
             data = b""
         finally:
             self.silent_since = None
-        self.scanner.feed(data)
+        self.scanner.feed(data, trio.current_time())
         self._peer_is_done = not data or self.scanner.close_payload is not None
         return data
 

@@ -14,7 +14,7 @@ from .._decisions.memberships import Group
 from .._decisions.outbox import Outbox, Put
 from .._decisions.stay import Stage, Stay
 from .._words.closing import CloseReason
-from .._words.errors import ConnectionClosed
+from .._words.errors import ConnectionClosed, IdentityMismatch, NotFound
 from .._words.events import Failed
 from .._words.frames import Frame
 from .._words.wire import WireClosed
@@ -194,6 +194,21 @@ class Connection(Stay):
         if code != 1000 and not 3000 <= code <= 4999:
             raise ValueError(f"a close code is 1000 or 3000 to 4999, not {code!r}")
         return self._ledger.leave(self, CloseReason.CLOSED, text, code=code)
+
+    async def refresh(self, token: str) -> float | None:
+        """Renew the credential before it expires; returns when the new one does, in POSIX seconds.
+
+        Raises `Unauthorized` if `token` cannot be believed, and `IdentityMismatch` if it is somebody else's or of
+        another session: the old credential is then in force still. `NotFound` if nobody here can judge tokens.
+        """
+        authority = self.supervisor.authority
+        if authority is None:
+            raise NotFound("there is nobody who can judge tokens")
+        identity = await authority.identify(token, self.peer)
+        if identity.user != self.user or identity.session not in (None, self.identity.session):
+            raise IdentityMismatch("the new token is not of the same user and session")
+        self._ledger.renew(self, identity.expires_at)
+        return identity.expires_at
 
     def on_close(self, hook: Callable[..., Awaitable[None]], *args: Any) -> None:
         """Have ``await hook(*args)`` called when the handler is out, whatever ended it.

@@ -30,6 +30,9 @@ def _line(event: Event) -> tuple[int, str, dict[str, Any]]:
             level = logging.ERROR if event.hard else logging.WARNING
             line = "refused connection=%s user=%r session=%r reason=%s text=%r"
             return level, line, {**_who(event), **_why(event)}
+        case events.TurnedAway():
+            fields = {"peer": event.peer, "status": event.status, "error": event.error, "text": event.text}
+            return logging.DEBUG, "turned away peer=%s status=%d error=%s text=%r", fields
         case events.Leaving():
             line = "leaving connection=%s user=%r session=%r reason=%s text=%r"
             return logging.DEBUG, line, {**_who(event), **_why(event)}

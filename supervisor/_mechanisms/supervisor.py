@@ -19,7 +19,7 @@ from .._decisions.stay import Stage, Stay
 from .._engines.borrowed import Borrowed, refuse
 from .._words.closing import CloseReason
 from .._words.errors import BadRequest, NotFound, Refused
-from .._words.events import Closed, DrainFinished, DrainStarted, Failed
+from .._words.events import Closed, DrainFinished, DrainStarted, Failed, TurnedAway
 from .._words.identity import Identity
 from .._words.limits import Limits, Policies, Timeouts
 from .._words.profiles import Profile, choose_profile
@@ -27,6 +27,7 @@ from .._words.wire import Wire
 from . import journal
 from .audience import Audience
 from .audit import AuditHealth, audit, audit_periodically
+from .authority import Authority
 from .connection import Connection
 from .keeper import start_keeper
 from .lifecycle import start
@@ -45,6 +46,8 @@ class Supervisor:
     audit_health: AuditHealth
     _ledger: Ledger = attrs.field(repr=False)
     _tally: Tally = attrs.field(repr=False)
+    #: Judges tokens while connections are open; whoever serves them sets it.
+    authority: Authority | None = attrs.field(default=None, repr=False)
 
     # -- connections -------------------------------------------------------------------------------------------
 
@@ -181,6 +184,11 @@ class Supervisor:
 
         return unsubscribe
 
+    def turned_away(self, peer: str, refusal: Refused) -> None:
+        """Tell all subscribers of a request that was refused before it was known whose it is."""
+        status, error = refusal.status, refusal.error
+        self._ledger.post(TurnedAway(at=trio.current_time(), peer=peer, status=status, error=error, text=str(refusal)))
+
     def report(self, what: str, exception: BaseException) -> None:
         """Tell all subscribers that something has failed which belongs to no connection; see `events.Failed`."""
         self._ledger.post(Failed(at=trio.current_time(), what=what, exception=exception))
@@ -207,6 +215,17 @@ class Supervisor:
     async def disconnect_all(self, reason: CloseReason = CloseReason.KICKED) -> tuple[Closed, ...]:
         """End every connection there is. Newcomers are still admitted; see `drain`."""
         return await self._end(self.connections(), reason)
+
+    async def revoke(self, user: str) -> tuple[Closed, ...]:
+        """End every connection of one user (4506), those that still wait for a place too; returns how they closed.
+
+        With an `Authority`, no credential of theirs is believed any more that was issued until now.
+        """
+        if self.authority is not None:
+            self.authority.revoke(user)
+        record = self._ledger.users.get(user)
+        theirs = () if record is None else (*record.roster.files[Stage.QUEUED], *record.roster.claims)
+        return await self._end(theirs, CloseReason.REVOKED)
 
     async def expire_idle(self, older_than: float) -> tuple[Closed, ...]:
         """End every connection that has been without activity for `older_than` seconds or longer (4001)."""

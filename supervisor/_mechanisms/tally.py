@@ -20,6 +20,7 @@ class Tally:
 
     admitted: int = 0
     refused: Counter[str] = attrs.field(factory=Counter)
+    turned_away: Counter[str] = attrs.field(factory=Counter)
     closed: Counter[str] = attrs.field(factory=Counter)
     failures: Counter[str] = attrs.field(factory=Counter)
     hard_limits: int = 0
@@ -36,6 +37,8 @@ class Tally:
             case events.Refused():
                 self.refused[event.reason.name.lower()] += 1
                 self.hard_limits += event.hard
+            case events.TurnedAway():
+                self.turned_away[event.error] += 1
             case events.Closed():
                 self.closed[event.reason.name.lower()] += 1
                 self.set_aside += event.stuck_at is not None
@@ -70,6 +73,8 @@ class Statistics:
     #: Since the start.
     admitted: int
     refused: Mapping[str, int]
+    #: At the door, before it was known who they were; by the word for it.
+    turned_away: Mapping[str, int]
     closed: Mapping[str, int]
     failures: Mapping[str, int]
     hard_limits: int
@@ -97,6 +102,7 @@ def take_statistics(ledger: Ledger, tally: Tally) -> Statistics:
         draining=not ledger.open,
         admitted=tally.admitted,
         refused=MappingProxyType(dict(tally.refused)),
+        turned_away=MappingProxyType(dict(tally.turned_away)),
         closed=MappingProxyType(dict(tally.closed)),
         failures=MappingProxyType(dict(tally.failures)),
         hard_limits=tally.hard_limits,

@@ -131,6 +131,11 @@ async def disconnect(supervisor: Supervisor, body: dict[str, Any]) -> Answer:
     return _closed(await supervisor.disconnect_all(CloseReason.KICKED))
 
 
+async def revoke(supervisor: Supervisor, body: dict[str, Any]) -> Answer:
+    """Believe no token any more that one user has had until now, and end their connections; there may be none."""
+    return _closed(await supervisor.revoke(_text(body, "user")))
+
+
 async def expire(supervisor: Supervisor, body: dict[str, Any]) -> Answer:
     """End everything that has been idle for so many seconds."""
     return _closed(await supervisor.expire_idle(_number(body, "older_than")))
@@ -188,6 +193,7 @@ GET: dict[str, Question] = {
 }
 POST: dict[str, Order] = {
     "/api/disconnect": disconnect,
+    "/api/revoke": revoke,
     "/api/expire": expire,
     "/api/shed": shed,
     "/api/drain": drain,

@@ -117,13 +117,13 @@ class Exchange:
         """Say why, in JSON, and when to come back."""
         headers: dict[str, str] = {}
         if refusal.retry_after is not None and math.isfinite(refusal.retry_after):
-            headers["Retry-After"] = str(max(1, round(refusal.retry_after)))
+            headers["Retry-After"] = str(max(1, math.ceil(refusal.retry_after)))
         if refusal.status == http.HTTPStatus.UPGRADE_REQUIRED:
             headers |= {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
         if refusal.status == http.HTTPStatus.UNAUTHORIZED:
             headers |= {"WWW-Authenticate": "Bearer"}
         body = {
-            "error": refusal.reason.name.lower(),
+            "error": refusal.error,
             "detail": str(refusal),
             "close_code": refusal.reason.code,
             "retry_after": int(headers["Retry-After"]) if "Retry-After" in headers else None,

@@ -16,6 +16,9 @@ MAX_HEADERS = 100
 SUBPROTOCOL = "supervisor.v1.json"
 
 
+_FORWARDED = frozenset({"forwarded", "x-forwarded-for", "x-real-ip"})
+
+
 class UpgradeRequired(BadRequest):
     """A WebSocket endpoint, and a request that is none."""
 
@@ -81,8 +84,8 @@ class Request:
 
         The name matters: a page of another site can make its own name resolve to 127.0.0.1, but not send ours.
         """
-        if not _is_loopback(self.peer):
-            return False
+        if not _is_loopback(self.peer) or any(name in _FORWARDED for name, _ in self.headers):
+            return False  # a proxy on this machine speaks for somebody else
         try:
             host = urlsplit(f"//{self.header('host') or ''}").hostname or ""
         except ValueError:

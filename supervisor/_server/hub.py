@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
 import attrs
 
 from .._mechanisms.connection import Connection, Message
+from .._words.errors import NotFound, Refused
 from .._words.identity import MAX_NAME
 
 #: Rooms of one connection at a time.
@@ -25,6 +27,8 @@ Frame = dict[str, Any]
 class Mistake(Exception):
     """The frame cannot be understood; what to tell its sender."""
 
+    error = "bad_request"
+
 
 async def hub(conn: Connection) -> None:
     """Serve one connection of the native protocol until it leaves."""
@@ -32,7 +36,7 @@ async def hub(conn: Connection) -> None:
     await conn.send(encode(guest.welcome()))
     try:
         async for message in conn:
-            answer = guest.answer(message)
+            answer = await guest.answer(message)
             await conn.send(encode(answer))
             if guest.mistakes >= MAX_MISTAKES:
                 conn.close(4501, "too many malformed frames")
@@ -67,7 +71,7 @@ def _reject_constant(name: str) -> NoReturn:
 
 @attrs.define(eq=False)
 class Guest:
-    """What the hub keeps of one connection. All its operations are synchronous."""
+    """What the hub keeps of one connection. All that changes something is synchronous."""
 
     conn: Connection
     mistakes: int = 0
@@ -92,7 +96,7 @@ class Guest:
             },
         }
 
-    def answer(self, message: Message) -> Frame:
+    async def answer(self, message: Message) -> Frame:
         """Do what a frame asks; the answer carries its ``ref``."""
         ref = None
         try:
@@ -101,10 +105,11 @@ class Guest:
             operation = frame.get("op")
             if not isinstance(operation, str) or operation not in OPERATIONS:
                 raise Mistake(f"op must be one of {', '.join(OPERATIONS)}")
-            return {"type": "reply", "ref": ref, **OPERATIONS[operation](self, frame)}
+            reply = OPERATIONS[operation](self, frame)
+            return {"type": "reply", "ref": ref, **(await reply if inspect.isawaitable(reply) else reply)}
         except Mistake as mistake:
             self.mistakes += 1
-            return {"type": "error", "ref": ref, "code": "bad_request", "detail": str(mistake)}
+            return {"type": "error", "ref": ref, "code": mistake.error, "detail": str(mistake)}
 
     def join(self, frame: Frame) -> Frame:
         """Become a member, and tell the members; joining again changes nothing."""
@@ -149,6 +154,18 @@ class Guest:
         """Nothing, answered; counts as activity."""
         return {"pong": True}
 
+    async def refresh(self, frame: Frame) -> Frame:
+        """Renew the credential; the old one stays in force if the new one is not good."""
+        token = frame.get("token")
+        if not isinstance(token, str):
+            raise Mistake("token must be a string")
+        try:
+            return {"expires_at": await self.conn.refresh(token)}
+        except (Refused, NotFound) as refusal:
+            mistake = Mistake(str(refusal))
+            mistake.error = refusal.error if isinstance(refusal, Refused) else "not_found"
+            raise mistake from None
+
     def leave_all(self) -> None:
         """The connection is leaving: the rooms it was in are told."""
         for room in list(self.rooms):
@@ -167,13 +184,14 @@ class Guest:
         return {"connection": self.conn.id, "user": self.conn.user}
 
 
-OPERATIONS: dict[str, Callable[[Guest, Frame], Frame]] = {
+OPERATIONS: dict[str, Callable[[Guest, Frame], Frame | Awaitable[Frame]]] = {
     "join": Guest.join,
     "leave": Guest.leave,
     "publish": Guest.publish,
     "send": Guest.send,
     "presence": Guest.presence,
     "ping": Guest.ping,
+    "refresh": Guest.refresh,
 }
 
 

@@ -11,13 +11,15 @@ import attrs
 import trio
 
 from .._engines.link import close_now
-from .._words.errors import BadRequest
+from .._words.errors import BadRequest, Refused
 from .exchange import Exchange, Hangup, RequestTimeout
 from .head import Request
 
 #: Takes over an exchange whose head has been read, and calls what it is given once it knows who is there. True if the
 #: stream is somebody else's now.
 Dispatch = Callable[[Exchange, Request, Callable[[], None]], Awaitable[bool]]
+#: Is told of who was refused before its head was complete.
+TurnedAway = Callable[[str, Refused], None]
 #: Is told what an exchange has raised that is no peer's fault.
 Failed = Callable[[Exchange, Exception], Awaitable[None]]
 
@@ -30,6 +32,7 @@ class Lobby:
     handshake: float
     tls: ssl.SSLContext | None
     dispatch: Dispatch
+    turned_away: TurnedAway
     failed: Failed
     #: Those who are waited for, oldest first.
     waiting: dict[trio.CancelScope, None] = attrs.field(factory=dict)
@@ -67,13 +70,17 @@ class Lobby:
                 patience.deadline = math.inf  # what follows has bounds of its own
                 return await self.dispatch(exchange, request, partial(self.waiting.pop, patience, None))
             except BadRequest as refusal:
-                await exchange.refuse(refusal)
+                await self._turn_away(exchange, refusal)
             finally:
                 self.waiting.pop(patience, None)
         if patience.cancelled_caught and exchange.spoken and trio.current_time() >= patience.deadline:
             with trio.move_on_after(0.1):
-                await exchange.refuse(RequestTimeout(f"no complete request within {self.handshake:g} s"))
+                await self._turn_away(exchange, RequestTimeout(f"no complete request within {self.handshake:g} s"))
         return False
+
+    async def _turn_away(self, exchange: Exchange, refusal: BadRequest) -> None:
+        self.turned_away(exchange.peer, refusal)
+        await exchange.refuse(refusal)
 
     async def _listen(self, exchange: Exchange) -> Request:
         if self.tls is not None:

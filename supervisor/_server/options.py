@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Awaitable, Callable, Iterable
+from typing import Protocol, runtime_checkable
 
 import attrs
 
 from .._words.identity import Identity
+from .forwarded import Network, networks
 from .head import Request
 
 Authenticate = Callable[[Request], Identity | Awaitable[Identity]]
+
+
+@runtime_checkable
+class Revokes(Protocol):
+    """An `authenticate` hook that can be told to believe no credential any more that one user has had until now."""
+
+    def revoke(self, user: str) -> None:
+        """Forget them."""
+        ...
 
 
 def _origins(origins: Iterable[str]) -> frozenset[str]:
@@ -39,6 +50,8 @@ class Options:
     """Let clients from elsewhere than this machine choose their own user name. Without it, only loopback may."""
     authenticate: Authenticate | None = None
     """Makes an `Identity` of a request, or raises `Unauthorized`; None takes ``?user=`` at its word, see above."""
+    forwarded_allow_ips: tuple[Network, ...] = attrs.field(default=(), converter=networks)
+    """Proxies, as addresses or networks, whose ``X-Forwarded-For`` and ``-Proto`` are believed; ``*``: any."""
     admin_token: str | None = attrs.field(default=None, repr=False)
     """What ``/api`` asks for as ``Authorization: Bearer``; None lets only loopback in."""
 
@@ -52,6 +65,11 @@ class Options:
         for origin in value:
             if "://" not in origin or origin.endswith("/"):
                 raise ValueError(f"an origin is scheme://host[:port] without a path, not {origin!r}")
+
+    @property
+    def tls_wanted(self) -> bool:
+        """Whether this serves with TLS."""
+        return self.ssl_context is not None or self.certfile is not None
 
     def tls(self) -> ssl.SSLContext | None:
         """The TLS context to serve with; None without TLS. Reads the files, so errors come before anybody connects."""

@@ -10,22 +10,24 @@ from collections.abc import Callable
 import attrs
 import trio
 
+from .._decisions.rates import RateBook
 from .._engines.trio_websocket import TrioWebSocket
 from .._mechanisms.supervisor import Handler, Supervisor, open_supervisor
-from .._words.closing import CloseReason
-from .._words.errors import NotFound, Refused
+from .._words.errors import NotFound, RateLimited, Refused, Unavailable
 from .._words.identity import Identity
 from .._words.limits import Limits, Policies, Timeouts
 from .._words.profiles import Profile
 from .accept import accept_forever
 from .api import MethodNotAllowed, answer_api
+from .credentials import carrying
 from .exchange import Exchange
+from .forwarded import behind_proxies, group_of
 from .head import Request, Upgrade, judge_upgrade
 from .health import not_ready
 from .hub import hub
 from .identify import identify_anonymous
 from .lobby import Lobby
-from .options import Options
+from .options import Options, Revokes
 from .signals import Shutdown, watch_signals
 
 _PAGE = {
@@ -49,6 +51,8 @@ class Server:
     options: Options
     listeners: list[trio.SocketListener]
     shutdown: Shutdown
+    #: Attempts from each address; None without ``limits.connect_rate_address``.
+    attempts: RateBook | None
 
     @property
     def port(self) -> int:
@@ -70,26 +74,43 @@ class Server:
 
         True if its socket now belongs to a connection.
         """
+        request = behind_proxies(request, self.options.forwarded_allow_ips)
         try:
-            if request.path == "/ws":
-                await self._upgrade(exchange, request, known)
-                return True
-            known()
-            await self._answer(exchange, request)
+            if request.path != "/ws":
+                known()
+                await self._answer(exchange, request)
+                return False
+            upgrade, identity = await self._identify(exchange, request)
         except NotFound as nothing:
             await exchange.answer_json(404, {"error": "not_found", "detail": str(nothing)})
+            return False
         except Refused as refusal:
+            self.supervisor.turned_away(request.peer, refusal)
             await exchange.refuse(refusal)
-        return False
+            return False
+        known()
+        return await self._admit(exchange, self._wire(exchange, request.peer, upgrade), identity)
+
+    async def _admit(self, exchange: Exchange, wire: TrioWebSocket, identity: Identity) -> bool:
+        try:
+            await self.supervisor.start(wire, identity, self.handler)
+        except Refused as refusal:  # before the upgrade, so over HTTP
+            await exchange.refuse(refusal)
+            return False
+        return True
 
     async def failed(self, exchange: Exchange, exception: Exception) -> None:
         """One request has failed, by our own doing: say so, here and there."""
         self.supervisor.report("request", exception)
         await exchange.answer_json(500, {"error": "failed", "detail": "internal error"})
 
-    async def _upgrade(self, exchange: Exchange, request: Request, known: Callable[[], None]) -> None:
-        """Judge, identify, admit; everything that is refused is refused here, before the upgrade."""
+    async def _identify(self, exchange: Exchange, request: Request) -> tuple[Upgrade, Identity]:
+        """What the request wants, and whose it is; nothing that costs anything is done for who comes too often."""
         options = self.options
+        if self.attempts is not None:
+            retry_after = self.attempts.spend(group_of(request.peer), trio.current_time())
+            if retry_after:
+                raise RateLimited(f"address {request.peer}", self.attempts.rate, retry_after)
         upgrade = judge_upgrade(
             request,
             trailing=exchange.trailing,
@@ -98,29 +119,37 @@ class Server:
         )
         identity = None
         with trio.move_on_after(self.supervisor.timeouts.handshake):
-            identity = await self._identify(request)
+            identity = await self._authenticate(request)
         if identity is None:
             raise Unavailable("it took too long to say who this is")
-        known()
-        await self.supervisor.start(self._wire(exchange, upgrade), identity, self.handler)
+        return upgrade, identity
 
-    async def _identify(self, request: Request) -> Identity:
+    async def _authenticate(self, request: Request) -> Identity:
         authenticate = self.options.authenticate
         if authenticate is None:
             return identify_anonymous(request, allow_anonymous=self.options.allow_anonymous)
         answer = authenticate(request)
         return await answer if inspect.isawaitable(answer) else answer
 
-    def _wire(self, exchange: Exchange, upgrade: Upgrade) -> TrioWebSocket:
-        limits = self.supervisor.limits
+    async def identify(self, token: str, peer: str) -> Identity:
+        """See `Authority.identify`."""
+        return await self._authenticate(carrying(token, peer, secure=self.options.tls_wanted))
+
+    def revoke(self, user: str) -> None:
+        """See `Authority.revoke`; a hook that has a method ``revoke(user)`` is told."""
+        hook: object = self.options.authenticate
+        if isinstance(hook, Revokes):
+            hook.revoke(user)
+
+    def _wire(self, exchange: Exchange, peer: str, upgrade: Upgrade) -> TrioWebSocket:
+        supervisor = self.supervisor
         return TrioWebSocket(
             exchange.stream,
-            exchange.peer,
+            peer,
             upgrade.key,
             upgrade.subprotocol,
-            limits.max_message_size,
-            limits.max_fragments,
-            self.supervisor.timeouts.write_progress,
+            supervisor.limits,
+            supervisor.timeouts.write_progress,
         )
 
     async def _answer(self, exchange: Exchange, request: Request) -> None:
@@ -141,14 +170,6 @@ class Server:
             await exchange.answer(200, content, {"Content-Type": content_type, **_PAGE_HEADERS})
         else:
             raise NotFound(f"nothing at {request.path!r}")
-
-
-class Unavailable(Refused):
-    """Our own side was too slow."""
-
-    reason = CloseReason.OVERLOAD
-    status = 503
-    retry_after = 1.0
 
 
 async def serve(
@@ -182,8 +203,14 @@ async def serve(
                 open_supervisor(limits=limits, timeouts=timeouts, policies=policies, profile=profile) as supervisor,
                 trio.open_nursery() as nursery,
             ):
-                server = Server(supervisor, handler, options, listeners, shutdown)
-                lobby = Lobby(limits.lobby, timeouts.handshake, tls, server.dispatch, server.failed)
+                rate = limits.connect_rate_address
+                attempts = None if rate is None else RateBook(rate)
+                server = Server(supervisor, handler, options, listeners, shutdown, attempts)
+                if options.authenticate is not None:
+                    supervisor.authority = server
+                lobby = Lobby(
+                    limits.lobby, timeouts.handshake, tls, server.dispatch, supervisor.turned_away, server.failed
+                )
                 for listener in listeners:
                     nursery.start_soon(accept_forever, listener, lobby, nursery, timeouts)
                 task_status.started(server)

@@ -8,7 +8,10 @@
     │   │   └── HardLimitReached   too many stuck handlers
     │   ├── Superseded        a newer connection took the claim before this one had its seat
     │   ├── Draining          nobody is admitted any more
+    │   ├── RateLimited       too many attempts in too short a time
+    │   ├── Unavailable       our own side cannot say now whether it may come in
     │   ├── BadRequest        the request itself cannot be understood
+    │   │   └── IdentityMismatch   it says in two places who it is for, and they disagree
     │   ├── Unauthorized      nobody may come in without saying who they are
     │   └── Forbidden         it is known who they are, or where they come from, and they may not
     ├── ConnectionClosed      sending or receiving on a connection that has begun to leave
@@ -28,12 +31,17 @@ class Refused(SupervisorError):
     """A connection was not admitted, and nothing of it is left.
 
     `reason` is the close reason that fits, `status` the HTTP status (before the upgrade), `retry_after` the seconds
-    after which another attempt makes sense, or None.
+    after which another attempt makes sense, or None. `error` is the word for it in a JSON answer.
     """
 
     reason: CloseReason = CloseReason.POLICY_VIOLATION
     status: int = 403
     retry_after: float | None = None
+
+    @property
+    def error(self) -> str:
+        """Usually the name of the reason, in lower case."""
+        return self.reason.name.lower()
 
 
 class LimitReached(Refused):
@@ -84,11 +92,38 @@ class Draining(Refused):
         super().__init__("draining: no new connections are admitted")
 
 
+class RateLimited(Refused):
+    """More attempts to connect than ``limits.connect_rate_user`` or ``limits.connect_rate_address``."""
+
+    reason = CloseReason.OVERLOAD
+    status = 429
+    error = "rate_limited"
+
+    def __init__(self, who: str, rate: str, retry_after: float) -> None:
+        super().__init__(f"{who} exceeded {rate} connection attempts")
+        self.retry_after = retry_after
+
+
+class Unavailable(Refused):
+    """Our own side cannot say now whether this may come in."""
+
+    reason = CloseReason.OVERLOAD
+    status = 503
+    error = "unavailable"
+    retry_after = 1.0
+
+
 class BadRequest(Refused):
     """The request cannot be understood; trying again will not help."""
 
     reason = CloseReason.BAD_REQUEST
     status = 400
+
+
+class IdentityMismatch(BadRequest):
+    """The token says that it is somebody else's, or of another session, than the rest of the request."""
+
+    error = "identity_mismatch"
 
 
 class Unauthorized(Refused):

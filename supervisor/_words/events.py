@@ -35,6 +35,16 @@ class Refused(Event):
 
 
 @attrs.frozen(kw_only=True)
+class TurnedAway(Event):
+    """A request was refused at the door, before it was known to be anybody's; `error` as its JSON answer has it."""
+
+    peer: str
+    status: int
+    error: str
+    text: str
+
+
+@attrs.frozen(kw_only=True)
 class Leaving(Event):
     """The first reason for a connection to end: its claim and its memberships are free, its time to leave runs.
 

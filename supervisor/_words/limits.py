@@ -11,6 +11,8 @@ from typing import Any
 
 import attrs
 
+from .rates import Rate
+
 
 class Overflow(enum.Enum):
     """What happens when a limit is full and another connection arrives."""
@@ -58,6 +60,10 @@ def _seconds(*, zero: bool = False) -> Any:
     return check
 
 
+def _rate(value: str | None) -> Rate | None:
+    return None if value is None else Rate(value)
+
+
 @attrs.frozen(kw_only=True)
 class Limits:
     """What connections may use. Times are in seconds; ``math.inf`` switches a time limit off."""
@@ -88,6 +94,19 @@ class Limits:
     lobby: int = attrs.field(default=1024, validator=_at_least(1))
     """Sockets of which it is not known yet who they are; beyond it the oldest of them is closed. They hold no seats.
     Also how many may wait under `Overflow.WAIT`; more are refused."""
+
+    connect_rate_user: Rate | None = attrs.field(default=None, converter=_rate)
+    """Connection attempts of one user, as ``20/10s``; more are refused (429). None: any number."""
+    connect_rate_address: Rate | None = attrs.field(default=None, converter=_rate)
+    """Connection attempts from one address (an IPv6 network of 64 bits counts as one); more are refused (429), before
+    they are authenticated. None: any number."""
+    message_rate: Rate | None = attrs.field(default=None, converter=_rate)
+    """Messages received by one connection, as ``100/s``; more end it (4008). None: any number."""
+    byte_rate: Rate | None = attrs.field(default=None, converter=_rate)
+    """Bytes received by one connection, as ``1000000/s``; more end it (4008). At least one message of the greatest size
+    and what it is wrapped in should be allowed at once. None: any number."""
+    control_rate: Rate | None = attrs.field(default=Rate("1000/10s"), converter=_rate)
+    """Pings and pongs received by one connection; more end it (4008). None: any number."""
 
     @property
     def stuck_per_user(self) -> int:
