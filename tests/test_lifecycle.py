@@ -261,6 +261,7 @@ async def test_a_wire_that_breaks_its_word_is_reported_and_nothing_is_lost(
         (event,) = house.told(events.Failed)
         assert (event.what, event.connection, event.identity) == (what, conn.id, conn.identity)
         assert repr(event.exception) == repr(OSError(f"{call} raises"))
+        assert 0 <= trio.current_time() - event.at <= 0.5
         assert (conn.end is None) is (act is wait_for_the_ping)
         assert (neighbour.end is None) is (act is not cut_all)
 
@@ -345,7 +346,8 @@ async def test_a_stuck_handler_is_set_aside_and_named(autojump_clock, caplog) ->
         assert "stuck handler set aside" in caplog.text
         await trio.sleep(60)
         await settle()
-        assert [event.connection for event in house.told(events.HandlerReturned)] == [conn.id]
+        returned = [(event.connection, event.identity) for event in house.told(events.HandlerReturned)]
+        assert returned == [(conn.id, conn.identity)]
         assert house.supervisor.statistics().stuck == 0
         assert wire.farewell is None
 
@@ -724,7 +726,8 @@ async def test_a_wire_whose_own_task_fails_ends_its_own_connection_only(autojump
         conn = await house.enter(wire=Failing())
         await conn.wait_gone()
         assert (reason(conn), neighbour.end) == (CloseReason.FAILED, None)
-        assert [event.what for event in house.told(events.Failed)] == ["wire"]
+        (failed,) = house.told(events.Failed)
+        assert (failed.what, bool(failed.exception)) == ("wire", True)
 
 
 @pytest.mark.req("R19")
@@ -735,7 +738,8 @@ async def test_a_wire_that_fails_while_the_outbox_is_written_ends_its_own_connec
         assert conn.send_nowait("x")
         await conn.wait_gone()
         assert (reason(conn), neighbour.end) == (CloseReason.FAILED, None)
-        assert [event.what for event in house.told(events.Failed)] == ["wire"]
+        (failed,) = house.told(events.Failed)
+        assert (failed.what, bool(failed.exception)) == ("wire", True)
 
 
 @pytest.mark.req("R21")
@@ -794,3 +798,30 @@ async def test_no_ending_leaves_cyclic_garbage(autojump_clock, ending: str, kind
         finally:
             gc.enable()
             house.heard.clear()
+
+
+@pytest.mark.req("R19")
+async def test_a_cancelled_handler_can_see_why(autojump_clock) -> None:
+    told: list[tuple[str, str | None]] = []
+
+    async def handler(conn) -> None:
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled as cancelled:
+            told.append((conn.id, cancelled.reason))
+            raise
+
+    async with open_house(limits=Limits(per_user=1)) as house:
+        kicked = await house.enter("ann", handler=handler)
+        evicted = await house.enter("bob", handler=handler)
+        await house.supervisor.disconnect(kicked.id)
+        await house.enter("bob")
+        sentence = "user 'bob' exceeded maximum connections per user limit (1/1)"
+        assert told == [(kicked.id, "kicked"), (evicted.id, sentence)]
+
+
+@pytest.mark.req("R42")
+async def test_a_task_is_named_after_its_connection(autojump_clock) -> None:
+    async with open_house() as house:
+        conn = await house.enter()
+        assert [task.name for task in conn.host.nursery.child_tasks] == [f"connection {conn.id}"]

@@ -45,6 +45,18 @@ def test_fragments_are_bounded_per_message_also_empty_ones(payload: bytes) -> No
     assert scan(message(11), fragments=10).violation == (CloseReason.POLICY_VIOLATION, "message exceeds 10 fragments")
 
 
+@pytest.mark.req("R38")
+def test_what_is_complete_counts_until_it_is_read() -> None:
+    data = frame(2, bytes(300), fin=False) + frame(9, b"ping") + frame(0, bytes(200)) + frame(1) + frame(2, bytes(100))
+    scanner = scan(data + frame(2, bytes(50), fin=False))
+    assert (list(scanner.unread), scanner.unread_bytes) == ([500, 0, 100], 600)
+    scanner.read()
+    assert (list(scanner.unread), scanner.unread_bytes) == ([0, 100], 100)
+    for _ in range(3):
+        scanner.read()
+    assert scanner.unread_bytes == 0
+
+
 def test_control_frames_between_fragments_do_not_count() -> None:
     data = frame(1, b"a", fin=False) + frame(9, b"ping") * 50 + frame(0, b"b")
     assert scan(data, fragments=10).violation is None
@@ -77,5 +89,8 @@ def test_any_cutting_gives_the_same(messages: list[tuple[int, bytes]], piece: in
     data = b"".join(frame(opcode, payload[:125] if opcode > 8 else payload) for opcode, payload in messages)
     whole, cut = scan(data, at_most=200), scan(data, at_most=200, piece=piece)
     assert (whole.violation, whole.close_payload) == (cut.violation, cut.close_payload)
+    sizes = [len(payload) for opcode, payload in messages if opcode < 8]
+    assert list(whole.unread) == list(cut.unread) == sizes
+    assert whole.unread_bytes == cut.unread_bytes == sum(sizes)
     too_big = any(opcode < 8 and len(payload) > 200 for opcode, payload in messages)
     assert (whole.violation is not None) is too_big

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections import deque
 
 import attrs
 
@@ -29,6 +30,9 @@ class Scanner:
     limits: Limits
     #: The first bound that was exceeded, and what to say about it.
     violation: tuple[CloseReason, str] | None = None
+    #: The sizes of messages that are complete and that nobody has asked for, and their sum.
+    unread: deque[int] = attrs.field(factory=deque)
+    unread_bytes: int = 0
     #: The unmasked payload of the peer's close frame; None before it is complete.
     close_payload: bytes | None = None
     _header: bytearray = attrs.field(factory=bytearray)
@@ -109,8 +113,16 @@ class Scanner:
         if self.violation is None:
             self.violation = reason, text
 
+    def read(self) -> None:
+        """The oldest complete message has been asked for."""
+        if self.unread:
+            self.unread_bytes -= self.unread.popleft()
+
     def _finish_frame(self) -> None:
-        self._unfinished = self._unfinished and not self._final
+        if self._unfinished and self._final:
+            self._unfinished = False
+            self.unread.append(self._message_size)
+            self.unread_bytes += self._message_size
         if self._close is not None:
             mask, payload = self._close[:4], self._close[4:]
             self.close_payload = bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))

@@ -112,7 +112,9 @@ class TrioWebSocket:
         if self._ws is None:
             raise WireClosed
         try:
-            return await self._ws.get_message()
+            message = await self._ws.get_message()
+            self._inlet.read()
+            return message
         except trio_websocket.ConnectionClosed:
             pass
         await self._reader_over.wait()  # by then it is known why
@@ -144,7 +146,7 @@ class TrioWebSocket:
         """See `Wire.close`: our close frame, never the engine's, and then the peer's answer, whatever precedes it."""
         if self._ws is None:
             return
-        self._inlet.closing = True
+        self._inlet.stop()
         self._goodbye_said = True
         try:
             await self._link.send(self._goodbye(code, text))
@@ -173,7 +175,7 @@ class TrioWebSocket:
         if not self._goodbye_said and self._ws is not None and code != _NO_CODE:
             self._goodbye_said = True
             self._link.offer(self._goodbye(code, text))
-        self._inlet.closing = True
+        self._inlet.stop()
         self._link.cut()
         self._inlet.opened.set()  # whoever waits to send finds the link closed
         # Nobody is told anything any more; and nothing of this refers to itself, so it goes without the collector.
@@ -204,6 +206,8 @@ class Inlet(trio.abc.HalfCloseableStream):
     closing: bool = False
     #: The 101 is written: what goes either way from now on are frames. Or there will never be any.
     opened: trio.Event = attrs.field(factory=trio.Event)
+    #: Where the engine waits while more is unread than one message may hold.
+    _room: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
     _peer_is_done: bool = False
     _hung_up: bool = False
 
@@ -217,6 +221,8 @@ class Inlet(trio.abc.HalfCloseableStream):
         if self._hung_up:
             await trio.lowlevel.checkpoint()
             return b""
+        while self.scanner.unread_bytes >= self.scanner.limits.max_message_size and not self.closing:
+            await self._room.park()
         data = await self._hear(max_bytes)
         if self.closing:
             return b""
@@ -226,6 +232,16 @@ class Inlet(trio.abc.HalfCloseableStream):
         if not data:
             self.ended(CloseReason.PEER_LOST, "connection lost without a close frame")
         return data
+
+    def read(self) -> None:
+        """The handler has taken a message, so there is room for more."""
+        self.scanner.read()
+        self._room.unpark_all()
+
+    def stop(self) -> None:
+        """We begin to close."""
+        self.closing = True
+        self._room.unpark_all()
 
     async def wait_for_peer(self) -> None:
         """Swallow whatever comes, until the peer has closed too."""
