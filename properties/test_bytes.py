@@ -65,7 +65,7 @@ def test_the_whole_conversation() -> None:
     assert pipe.outgoing.endswith(b"\x88\x02\x03\xe8")
 
 
-@pytest.mark.req("R10", "R11")
+@pytest.mark.req("R10", "R11", "A36")
 @pytest.mark.parametrize("handler", [echo, deaf])
 @pytest.mark.parametrize("cut", Cut)
 def test_cut_at_every_octet_that_comes(cut: Cut, handler) -> None:
@@ -76,7 +76,7 @@ def test_cut_at_every_octet_that_comes(cut: Cut, handler) -> None:
         assert cleanup <= 0.5
 
 
-@pytest.mark.req("R10", "R11")
+@pytest.mark.req("R10", "R11", "A36")
 @pytest.mark.parametrize("cut", Cut)
 def test_cut_at_every_octet_that_goes(cut: Cut) -> None:
     whole = FaultPipe(CONVERSATION)
@@ -99,7 +99,7 @@ def test_octets_may_come_in_pieces_of_any_size(dribble: int) -> None:
     assert echoed == ECHOES[: len(echoed)]  # whoever has said goodbye is told nothing more
 
 
-@pytest.mark.req("R10", "R11")
+@pytest.mark.req("R10", "R11", "A40")
 def test_a_send_cancelled_at_every_octet_is_the_last() -> None:
     """Whatever has been written is the beginning of the one frame; nothing follows it."""
 

@@ -11,7 +11,7 @@ from types import FrameType
 
 import pytest
 
-from tests.requirements import PAGE, rows, shown_by, with_tests
+from tests.requirements import PAGES, rows, shown_by, with_tests
 
 #: More than any test needs that is not marked as slow.
 CPU_SECONDS = float(os.environ.get("WS_SUPERVISOR_TEST_CPU", "40"))
@@ -19,17 +19,18 @@ SHOWN = pytest.StashKey[dict[str, set[str]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--requirements", action="store_true", help=f"write the collected tests into {PAGE.name}")
+    parser.addoption("--requirements", action="store_true", help="write the collected tests into their pages")
 
 
 @pytest.hookimpl(tryfirst=True)  # before anything is deselected
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     shown = config.stash[SHOWN] = shown_by(items)
-    unknown = shown.keys() - rows(PAGE.read_text()).keys()
+    unknown = shown.keys() - {number for page in PAGES for number in rows(page.read_text())}
     if unknown:
-        raise pytest.UsageError(f"{', '.join(sorted(unknown))}: not in {PAGE}")
+        raise pytest.UsageError(f"{', '.join(sorted(unknown))}: on no page of requirements")
     if config.getoption("--requirements"):
-        PAGE.write_text(with_tests(PAGE.read_text(), shown))
+        for page in PAGES:
+            page.write_text(with_tests(page.read_text(), shown))
 
 
 @pytest.fixture(autouse=True)

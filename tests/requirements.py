@@ -1,10 +1,11 @@
-"""The page of requirements, and the gate: what is due has a test that has passed.
+"""The pages of requirements and of attacks, and the gate: what is due has a test that has passed.
 
 ``python -m tests.requirements PASSED`` reads the file that a run has written because ``WS_SUPERVISOR_PASSED`` named it.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -15,10 +16,15 @@ import pytest
 from supervisor.testing.checks import CHECKS, Level
 from supervisor.testing.suites import CATEGORIES
 
-PAGE = Path(__file__).parent.parent / "docs" / "requirements.md"
+DOCS = Path(__file__).parent.parent / "docs"
+#: Requirements are called R01, attacks A01.
+PAGES = (DOCS / "requirements.md", DOCS / "attacks.md")
+_ROW = re.compile(r"\| ([RA]\d\d) \|")
 NOT_YET = "not yet"
 #: Rows that are not due yet; whoever shows one takes it off this list, and it never comes back.
-PENDING = frozenset(f"R{number}" for number in (25, 27, 28, *range(30, 35), 39, 41, 45, 47, 48, 49, 50))
+PENDING = frozenset(f"R{number}" for number in (25, 27, 28, *range(30, 35), 39, 41, 45, 47, 48, 49, 50)) | frozenset(
+    f"A{number}" for number in (55, *range(57, 63))
+)
 _TABLE = "<!-- generated from the checks of supervisor.testing -->"
 
 
@@ -26,10 +32,9 @@ def rows(page: str) -> dict[str, frozenset[str]]:
     """Each requirement with the tests that the page names."""
     found = {}
     for line in page.splitlines():
-        if line.startswith("| R"):
-            _, number, _, tests, _ = line.split("|")
-            names = frozenset(name.strip(" `") for name in tests.split("<br>"))
-            found[number.strip()] = names - {NOT_YET}
+        if row := _ROW.match(line):
+            tests = line.split("|")[3]
+            found[row[1]] = frozenset(name.strip(" `") for name in tests.split("<br>")) - {NOT_YET}
     return found
 
 
@@ -44,15 +49,16 @@ def shown_by(items: Iterable[pytest.Item]) -> dict[str, set[str]]:
 
 
 def with_tests(page: str, shown: Mapping[str, set[str]]) -> str:
-    """The page with its last column, and its last table, made anew."""
+    """The page with its last column, and its table of checks if it has one, made anew."""
+    above, table, _ = page.partition(_TABLE)
     lines = []
-    for line in page.partition(_TABLE)[0].splitlines():
-        if line.startswith("| R"):
-            _, number, sentence, *_ = line.split("|")
-            tests = "<br>".join(f"`{name}`" for name in sorted(shown.get(number.strip(), ()))) or NOT_YET
-            line = f"|{number}|{sentence}| {tests} |"
+    for line in above.splitlines():
+        if row := _ROW.match(line):
+            sentence = line.split("|")[2]
+            tests = "<br>".join(f"`{name}`" for name in sorted(shown.get(row[1], ()))) or NOT_YET
+            line = f"| {row[1]} |{sentence}| {tests} |"
         lines.append(line)
-    return "\n".join([*lines, _TABLE, "", *_checks_by_level(), ""])
+    return "\n".join([*lines, *([_TABLE, "", *_checks_by_level()] if table else []), ""])
 
 
 def _checks_by_level() -> Iterable[str]:
@@ -84,7 +90,8 @@ def complaints(page: str, passed: frozenset[str]) -> Iterable[str]:
 
 def main(file: str) -> int:
     """0 if everything that is due has passed."""
-    found = list(complaints(PAGE.read_text(), frozenset(Path(file).read_text().splitlines())))
+    passed = frozenset(Path(file).read_text().splitlines())
+    found = [complaint for page in PAGES for complaint in complaints(page.read_text(), passed)]
     sys.stdout.write("\n".join([*found, f"{len(found)} complaints about the requirements", ""]))
     return bool(found)
 

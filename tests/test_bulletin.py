@@ -184,7 +184,7 @@ STEPS = [
 ]
 
 
-@pytest.mark.req("R10")
+@pytest.mark.req("A46", "R10")
 @pytest.mark.parametrize("name", STEPS)
 async def test_ctrl_c_waits_for_whoever_writes_in_the_ledger(name: str) -> None:
     ledger = Ledger(Limits(), Timeouts(), Policies(), lambda user: None, total=Witness())

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 
 from tests.conftest import SHOWN
-from tests.requirements import PAGE, PENDING, complaints, rows, with_tests
+from tests.requirements import PAGES, PENDING, complaints, rows, with_tests
 
 
 def test_the_page_names_the_tests_that_exist(request: pytest.FixtureRequest) -> None:
     if request.config.args != request.config.getini("testpaths"):
         return  # only a run of everything knows all tests
     shown = request.config.stash[SHOWN]
-    assert with_tests(PAGE.read_text(), shown) == PAGE.read_text(), "run: pytest --collect-only -q --requirements"
+    for page in PAGES:
+        assert with_tests(page.read_text(), shown) == page.read_text(), "run: pytest --collect-only -q --requirements"
 
 
 ROWS = "| R01 | exact | `a.py::one`<br>`a.py::two` |\n| R25 | later | not yet |\n"
@@ -36,7 +37,7 @@ def test_the_gate(page: str, passed: set[str], told: list[str]) -> None:
 
 @pytest.mark.req("R46")
 def test_every_row_is_due_or_pending() -> None:
-    everybody = rows(PAGE.read_text())
+    everybody = {number: tests for page in PAGES for number, tests in rows(page.read_text()).items()}
     assert everybody.keys() >= PENDING
     assert {number for number, tests in everybody.items() if not tests} == PENDING
 

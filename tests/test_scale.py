@@ -17,7 +17,7 @@ import attrs
 import pytest
 import trio
 
-from supervisor import Connection, Limits, Options, Overflow, Policies, Server, Supervisor, events, hub
+from supervisor import Connection, Limits, Options, Overflow, Policies, Server, Supervisor, events, hub, serve
 from supervisor._words.profiles import PROFILES
 from supervisor.testing import MemoryProfiler
 from tests.serving import connect, file_descriptors, open_server, settled, tasks, upgrade_head
@@ -120,7 +120,7 @@ class Watch:
         self.admitted += 1
 
 
-@pytest.mark.req("R01", "R21")
+@pytest.mark.req("R01", "R21", "A18")
 @pytest.mark.parametrize("limit", [5, 20])
 @pytest.mark.parametrize("overflow", [Overflow.EVICT_OLDEST, Overflow.REJECT])
 async def test_a_thousand_connects_of_one_user_at_once(limit: int, overflow: Overflow) -> None:
@@ -194,6 +194,41 @@ async def test_a_thousand_full_windows_closed_at_once(record_property) -> None:
             assert longest <= 0.5 + delay.longest, (longest, delay.longest)
             assert server.supervisor.statistics().set_aside == 0
             await clients.go_home()
+
+
+@pytest.mark.req("A45", "R11")
+async def test_shutting_down_with_a_hundred_deaf_and_a_hundred_mute_among_a_thousand(record_property) -> None:
+    async def handler(conn: Connection) -> None:
+        while conn.user.startswith("deaf"):
+            await conn.send(bytes(60_000))
+        await trio.sleep_forever()
+
+    def users(kind: str, count: int) -> list[str]:
+        return [f"{kind}-{number % 200}" for number in range(count)]
+
+    async with trio.open_nursery() as nursery:
+        serving = partial(serve, handler, Options(port=0), signals=False)
+        server: Server = await nursery.start(serving)
+        closings: list[events.Closed] = []
+        server.supervisor.subscribe(lambda event: closings.append(event) if isinstance(event, events.Closed) else None)
+        async with (
+            crowd(server, users("well", 800)) as well,
+            crowd(server, users("mute", 100), deaf=True) as mute,
+            crowd(server, users("deaf", 100), deaf=True) as deaf,
+        ):
+            for clients, count in ((well, 800), (mute, 100), (deaf, 100)):
+                assert await clients.answer() == {101: count}
+            while not all(stalled(conn) for conn in server.supervisor.connections() if conn.user.startswith("deaf")):
+                await trio.sleep(0.05)
+            started = trio.current_time()
+            server.stop()
+            while len(closings) < 1000:
+                await trio.sleep(0.005)
+            took = trio.current_time() - started
+            record_property("a thousand closed in", took)
+            assert took <= 1.0
+            assert max(event.cleanup for event in closings) <= 0.5 + 0.25  # and what a busy machine adds
+            assert await well.go_home() == {1012: 800}
 
 
 def stalled(conn: Connection) -> bool:

@@ -227,6 +227,7 @@ class Process:
         return self.process.wait(30), time.monotonic() - started, said
 
 
+@pytest.mark.req("A46")
 def test_sigterm_drains_and_the_process_ends_well() -> None:
     with Process() as server, peer_connect(f"ws://127.0.0.1:{server.port}/ws?user=ann") as peer:
         peer.recv()
@@ -267,6 +268,7 @@ def test_no_handler_can_keep_the_process_alive(tmp_path: Path, handler: str) -> 
             assert "stubborn.py:6" in said, said
 
 
+@pytest.mark.req("A46")
 def test_a_second_signal_cuts(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text("import trio\n\nasync def slow(conn):\n    await trio.sleep_forever()\n")
     with Process("--app", "slow:slow", "--drain", "60", "--close", "30", "--exit", "0.2", cwd=tmp_path) as server:

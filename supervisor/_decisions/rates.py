@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Hashable
 
 import attrs
@@ -21,7 +22,7 @@ class RateBook:
     rate: Rate
     most: int = 100_000
     #: When each bucket is full again, in the order of the last visit.
-    _full_at: dict[Hashable, float] = attrs.field(factory=dict)
+    _full_at: OrderedDict[Hashable, float] = attrs.field(factory=OrderedDict)
 
     def __len__(self) -> int:
         return len(self._full_at)
@@ -35,11 +36,9 @@ class RateBook:
         return excess
 
     def _forget(self, now: float) -> None:
-        """The buckets that are full again, as far as they come first: two for each visit, so their number falls."""
-        for _ in range(2):
+        """The buckets that are full again, as far as they come first, and what is too much."""
+        while self._full_at:
             oldest = next(iter(self._full_at))
             if self._full_at[oldest] > now and len(self._full_at) <= self.most:
                 return
             del self._full_at[oldest]
-            if not self._full_at:
-                return

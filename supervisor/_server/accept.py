@@ -36,8 +36,8 @@ async def accept_forever(
                 if trio.current_time() - reported_at >= _REPORT_EVERY:
                     reported_at = trio.current_time()
                     _logger.error("cannot accept connections: %s", error)
-                lobby.make_room()
-                await trio.sleep(_BACK_OFF)
+                with trio.move_on_after(_BACK_OFF):
+                    await lobby.make_room()
             continue
         _prepare(sock, timeouts)
         nursery.start_soon(lobby.greet, sock, address[0], name=f"lobby {address[0]}")

@@ -36,15 +36,19 @@ class Lobby:
     failed: Failed
     #: Those who are waited for, oldest first.
     waiting: dict[trio.CancelScope, None] = attrs.field(factory=dict)
+    #: Those who want to know of a socket that has been closed here.
+    _watching: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
 
-    def make_room(self) -> bool:
-        """Send the one who has been here longest away; False if nobody is here."""
-        if not self.waiting:
-            return False
-        oldest = next(iter(self.waiting))
-        del self.waiting[oldest]
-        oldest.cancel()
-        return True
+    async def make_room(self) -> None:
+        """Send the one who has been here longest away, and wait until somebody has left."""
+        self._send_oldest_away()
+        await self._watching.park()
+
+    def _send_oldest_away(self) -> None:
+        if self.waiting:
+            oldest = next(iter(self.waiting))
+            del self.waiting[oldest]
+            oldest.cancel()
 
     async def greet(self, sock: trio.socket.SocketType, peer: str) -> None:
         """One socket's whole time here. Closes it, unless it has become somebody else's."""
@@ -59,10 +63,11 @@ class Lobby:
         finally:
             if not kept:
                 close_now(exchange.stream)
+                self._watching.unpark_all()
 
     async def _receive(self, exchange: Exchange) -> bool:
         if len(self.waiting) >= self.capacity:
-            self.make_room()
+            self._send_oldest_away()
         with trio.move_on_after(self.handshake) as patience:
             self.waiting[patience] = None
             try:
