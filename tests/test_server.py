@@ -125,6 +125,17 @@ async def test_an_authenticate_hook_that_crashes_refuses_one_request(caplog) -> 
     assert "hook raises" in caplog.text
 
 
+@pytest.mark.parametrize(("name", "status"), [("x" * 256, 101), ("x" * 257, 400), ("", 400)])
+async def test_a_hook_that_takes_a_bad_name_has_not_crashed(name: str, status: int) -> None:
+    def authenticate(request: Request) -> Identity:
+        return Identity(user=request.query("user"))
+
+    async with open_server(options=Options(authenticate=authenticate)) as server, connect(server) as raw:
+        await raw.send(upgrade_head(f"/ws?user={name}"))
+        assert (await raw.response())[0] == status
+        assert server.supervisor.statistics().failures == {}
+
+
 async def test_without_a_name_everybody_is_somebody_else() -> None:
     async with open_server() as server, connect(server) as first, connect(server) as second:
         await first.upgrade("/ws")

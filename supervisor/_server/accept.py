@@ -40,7 +40,7 @@ async def accept_forever(
                     await lobby.make_room()
             continue
         _prepare(sock, timeouts)
-        nursery.start_soon(lobby.greet, sock, address[0], name=f"lobby {address[0]}")
+        nursery.start_soon(lobby.greet, trio.SocketStream(sock), address[0], name=f"lobby {address[0]}")
 
 
 def _prepare(sock: trio.socket.SocketType, timeouts: Timeouts) -> None:

@@ -53,7 +53,4 @@ def agreeing(request: Request, identity: Identity) -> Identity:
         return identity
     if identity.session is not None:
         raise IdentityMismatch("the session in the query is not the token's")
-    try:
-        return attrs.evolve(identity, session=session)
-    except ValueError as error:
-        raise BadRequest(str(error)) from None
+    return attrs.evolve(identity, session=session)

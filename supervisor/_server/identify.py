@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import count
 
-from .._words.errors import BadRequest, Unauthorized
+from .._words.errors import Unauthorized
 from .._words.identity import Identity
 from .head import Request
 
@@ -20,7 +20,4 @@ def identify_anonymous(request: Request, *, allow_anonymous: bool) -> Identity:
     if not allow_anonymous and not request.is_local:
         raise Unauthorized("anonymous users are only allowed on loopback, or with --allow-anonymous")
     user, session = request.query("user"), request.query("session")
-    try:
-        return Identity(user=f"anonymous-{next(_anonymous)}" if user is None else user, session=session)
-    except ValueError as error:
-        raise BadRequest(str(error)) from None
+    return Identity(user=f"anonymous-{next(_anonymous)}" if user is None else user, session=session)

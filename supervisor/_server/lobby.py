@@ -10,7 +10,7 @@ from functools import partial
 import attrs
 import trio
 
-from .._engines.link import close_now
+from .._engines.link import Stream, close_now
 from .._words.errors import BadRequest, Refused
 from .exchange import Exchange, Hangup, RequestTimeout
 from .head import Request
@@ -50,9 +50,9 @@ class Lobby:
             del self.waiting[oldest]
             oldest.cancel()
 
-    async def greet(self, sock: trio.socket.SocketType, peer: str) -> None:
+    async def greet(self, stream: Stream, peer: str) -> None:
         """One socket's whole time here. Closes it, unless it has become somebody else's."""
-        exchange = Exchange(trio.SocketStream(sock), peer, self.handshake, secure=self.tls is not None)
+        exchange = Exchange(stream, peer, self.handshake, secure=self.tls is not None)
         kept = False
         try:
             kept = await self._receive(exchange)

@@ -13,8 +13,8 @@ import trio
 from .._decisions.rates import RateBook
 from .._engines.trio_websocket import TrioWebSocket
 from .._mechanisms.supervisor import Handler, Supervisor, open_supervisor
-from .._words.errors import NotFound, RateLimited, Refused, Unavailable
-from .._words.identity import Identity
+from .._words.errors import BadRequest, NotFound, RateLimited, Refused, Unavailable
+from .._words.identity import Identity, InvalidName
 from .._words.limits import Limits, Policies, Timeouts
 from .._words.profiles import Profile
 from .accept import accept_forever
@@ -126,10 +126,13 @@ class Server:
 
     async def _authenticate(self, request: Request) -> Identity:
         authenticate = self.options.authenticate
-        if authenticate is None:
-            return identify_anonymous(request, allow_anonymous=self.options.allow_anonymous)
-        answer = authenticate(request)
-        return await answer if inspect.isawaitable(answer) else answer
+        try:
+            if authenticate is None:
+                return identify_anonymous(request, allow_anonymous=self.options.allow_anonymous)
+            answer = authenticate(request)
+            return await answer if inspect.isawaitable(answer) else answer
+        except InvalidName as error:
+            raise BadRequest(str(error)) from None
 
     async def identify(self, token: str, peer: str) -> Identity:
         """See `Authority.identify`."""

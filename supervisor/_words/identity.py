@@ -12,13 +12,17 @@ import attrs
 MAX_NAME = 256
 
 
+class InvalidName(ValueError):
+    """A user or a session with a name that nobody may have: whoever has sent it has made a mistake."""
+
+
 def _name(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if value is None and attribute.name != "user":
         return
     if not isinstance(value, str):
         raise TypeError(f"{attribute.name} must be a str, not {type(value).__name__}")
     if not 1 <= len(value) <= MAX_NAME:
-        raise ValueError(f"{attribute.name} must have 1 to {MAX_NAME} characters, has {len(value)}")
+        raise InvalidName(f"{attribute.name} must have 1 to {MAX_NAME} characters, has {len(value)}")
 
 
 def _frozen(labels: Mapping[str, str]) -> Mapping[str, str]:
