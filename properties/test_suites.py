@@ -50,7 +50,12 @@ def test_every_category_convicts_the_reported_manager(category: str) -> None:
 
 def each_check() -> list:
     return [
-        pytest.param(check, lab, id=f"{check.category}-{check.name}-{lab.door}")
+        pytest.param(
+            check,
+            lab,
+            id=f"{check.category}-{check.name}-{lab.door}",
+            marks=() if lab.door == "memory" else pytest.mark.slow,
+        )
         for lab in (Memory(hub), Sockets(hub))
         for check in CHECKS
         if lab.door in check.doors
@@ -63,6 +68,7 @@ def test_ours_is_acquitted(check, lab) -> None:
     check.run(lab, Budget(examples=20, growth_mb=50, cycles=50))
 
 
+@pytest.mark.slow
 @pytest.mark.req("R36")
 @pytest.mark.parametrize("handler", SHAPES, ids=lambda handler: handler.__name__)
 def test_no_honest_handler_is_convicted(handler) -> None:

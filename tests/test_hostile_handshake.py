@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import resource
-import socket
 import ssl
 import subprocess
 import sys
@@ -313,13 +312,6 @@ async def served(port: int) -> None:
                 await raw.send(frame(1, b"hello"))
                 if await raw.frame() == (1, b"hello"):
                     return
-
-
-@pytest.fixture
-def unused_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 @pytest.mark.req("A06")

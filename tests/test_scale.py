@@ -312,6 +312,7 @@ async def test_fifty_users_come_join_fail_and_leave_at_once() -> None:
         assert server.supervisor.statistics().failures == {}
 
 
+@pytest.mark.slow
 @pytest.mark.req("R21")
 async def test_fifteen_hundred_over_time_do_not_grow_memory(record_property) -> None:
     async with at_the_baseline(hub) as server:
@@ -329,6 +330,7 @@ async def test_fifteen_hundred_over_time_do_not_grow_memory(record_property) -> 
         assert all(sample.cycles == 0 for sample in profiler.samples[2:])
 
 
+@pytest.mark.slow
 @pytest.mark.req("R20")
 async def test_after_exhaustion_it_serves_as_before(record_property) -> None:
     async with at_the_baseline(hub, limits=Limits(per_user=20, total=200)) as server:

@@ -29,13 +29,14 @@ async def accept_forever(
     while True:
         try:
             sock, address = await listener.socket.accept()
-        except OSError as error:
-            if error.errno in _FATAL:
+        except (OSError, MemoryError) as error:
+            number = errno.ENOMEM if isinstance(error, MemoryError) else error.errno
+            if number in _FATAL:
                 raise
-            if error.errno in _CAPACITY:
+            if number in _CAPACITY:
                 if trio.current_time() - reported_at >= _REPORT_EVERY:
                     reported_at = trio.current_time()
-                    _logger.error("cannot accept connections: %s", error)
+                    _logger.error("cannot accept connections: %s", error or "out of memory")
                 with trio.move_on_after(_BACK_OFF):
                     await lobby.make_room()
             continue

@@ -50,7 +50,7 @@ class Options:
     """Let clients from elsewhere than this machine choose their own user name. Without it, only loopback may."""
     authenticate: Authenticate | None = None
     """Makes an `Identity` of a request, or raises `Unauthorized`; None takes ``?user=`` at its word, see above. A name
-    of a wrong length is a `BadRequest`; whatever else it raises is reported as a failure, and the request gets a 500."""
+    of a wrong length is a `BadRequest`; whatever else it raises is reported as a failure, and answered with 500."""
     forwarded_allow_ips: tuple[Network, ...] = attrs.field(default=(), converter=networks)
     """Proxies, as addresses or networks, whose ``X-Forwarded-For`` and ``-Proto`` are believed; ``*``: any."""
     admin_token: str | None = attrs.field(default=None, repr=False)

@@ -28,6 +28,7 @@ from .hub import hub
 from .identify import identify_anonymous
 from .lobby import Lobby
 from .options import Options, Revokes
+from .pressure import Pressure
 from .signals import Shutdown, watch_signals
 
 _PAGE = {
@@ -53,6 +54,7 @@ class Server:
     shutdown: Shutdown
     #: Attempts from each address; None without ``limits.connect_rate_address``.
     attempts: RateBook | None
+    pressure: Pressure = attrs.field(factory=Pressure)
 
     @property
     def port(self) -> int:
@@ -107,6 +109,8 @@ class Server:
     async def _identify(self, exchange: Exchange, request: Request) -> tuple[Upgrade, Identity]:
         """What the request wants, and whose it is; nothing that costs anything is done for who comes too often."""
         options = self.options
+        if self.pressure.high():
+            raise Unavailable("memory is about to run out")
         if self.attempts is not None:
             retry_after = self.attempts.spend(group_of(request.peer), trio.current_time())
             if retry_after:
