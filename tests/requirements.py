@@ -22,8 +22,8 @@ PAGES = (DOCS / "requirements.md", DOCS / "attacks.md")
 _ROW = re.compile(r"\| ([RA]\d\d) \|")
 NOT_YET = "not yet"
 #: Rows that are not due yet; whoever shows one takes it off this list, and it never comes back.
-PENDING = frozenset(f"R{number}" for number in (25, 27, 28, *range(30, 35), 39, 41, 45, 47, 48, 49, 50)) | frozenset(
-    f"A{number}" for number in (55, *range(57, 63))
+PENDING = frozenset(
+    [*(f"R{number}" for number in (25, 32, 34, 39, 41, 45, 48, 49)), *(f"A{number}" for number in (55, *range(57, 63)))]
 )
 _TABLE = "<!-- generated from the checks of supervisor.testing -->"
 

@@ -126,3 +126,31 @@ async def closed(server: Server) -> dict[str, int]:
     while not server.supervisor.statistics().closed:
         await trio.sleep(0.005)
     return dict(server.supervisor.statistics().closed)
+
+
+@attrs.define
+class Blackhole:
+    """A proxy that, once told to, lets nothing through any more, and says so to nobody: a cable that is pulled."""
+
+    target: int
+    port: int = 0
+    open: bool = True
+
+    async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        self.port = listener.socket.getsockname()[1]
+        task_status.started()
+        await trio.serve_listeners(self.join, [listener])
+
+    async def join(self, near: trio.SocketStream) -> None:
+        async with await trio.open_tcp_stream("127.0.0.1", self.target) as far, trio.open_nursery() as nursery:
+            nursery.start_soon(self.pump, near, far)
+            await self.pump(far, near)
+            nursery.cancel_scope.cancel()
+
+    async def pump(self, source: trio.SocketStream, sink: trio.SocketStream) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            while data := await source.receive_some(4096):
+                if not self.open:
+                    await trio.sleep_forever()  # its window fills, and the sender waits
+                await sink.send_all(data)

@@ -11,7 +11,6 @@ import time
 import tracemalloc
 from urllib.parse import quote
 
-import attrs
 import pytest
 import trio
 import trio.lowlevel
@@ -33,7 +32,7 @@ from supervisor import (
 from supervisor.testing import FaultWire
 from tests.helpers import settle
 from tests.serving import Raw, connect, frame, open_server, settled, tasks, upgrade_head
-from tests.siege import besieged, closed, flood, until_stalled
+from tests.siege import Blackhole, besieged, closed, flood, until_stalled
 
 
 @pytest.mark.req("A31", "A20", "R11")
@@ -250,34 +249,6 @@ async def test_a_peer_that_does_not_answer_our_close(answer: str) -> None:
             await trio.sleep(0.005)
         assert trio.current_time() - started <= 0.5 + 0.1
         assert await closed(server) == {"returned": 1}
-
-
-@attrs.define
-class Blackhole:
-    """A proxy that, once told to, lets nothing through any more, and says so to nobody: a cable that is pulled."""
-
-    target: int
-    port: int = 0
-    open: bool = True
-
-    async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
-        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        self.port = listener.socket.getsockname()[1]
-        task_status.started()
-        await trio.serve_listeners(self.join, [listener])
-
-    async def join(self, near: trio.SocketStream) -> None:
-        async with await trio.open_tcp_stream("127.0.0.1", self.target) as far, trio.open_nursery() as nursery:
-            nursery.start_soon(self.pump, near, far)
-            await self.pump(far, near)
-            nursery.cancel_scope.cancel()
-
-    async def pump(self, source: trio.SocketStream, sink: trio.SocketStream) -> None:
-        with contextlib.suppress(trio.BrokenResourceError):
-            while data := await source.receive_some(4096):
-                if not self.open:
-                    await trio.sleep_forever()  # its window fills, and the sender waits
-                await sink.send_all(data)
 
 
 @pytest.mark.req("A37", "R51")
