@@ -296,3 +296,16 @@ async def test_a_loop_that_is_always_late_expires_all_the_same(mock_clock) -> No
         mock_clock.jump(0.5)  # late again
         await settle()
         assert reason(conn) is CloseReason.IDLE
+
+
+@pytest.mark.req("R06")
+async def test_what_falls_due_while_others_have_their_turns_is_not_judged_yet(autojump_clock) -> None:
+    """The keeper gives everybody a few turns before it judges; who becomes due meanwhile has not had theirs."""
+    async with open_house() as house:
+        conn = await house.enter()
+        ledger, now = house.supervisor._ledger, trio.current_time()
+        conn.last_active = now - 300.0
+        ledger.look(conn.host, now - 0.01, now - 0.01)
+        assert conn.end is None
+        ledger.look(conn.host, now, now)
+        assert reason(conn) is CloseReason.IDLE

@@ -364,13 +364,12 @@ class Ledger:
 
     @step
     def look(self, user: User, rang_for: float, rang_at: float) -> None:
-        """The alarm set for `rang_for` has rung: do whatever is due."""
-        now = trio.current_time()
+        """The alarm set for `rang_for` has rung: do what was due then. What is due since has its turns yet to come."""
         if rang_at - rang_for > LATE and rang_for > user.grace_until:  # once for each due, however slow we are
-            user.grace_until = now + GRACE
+            user.grace_until = trio.current_time() + GRACE
         for stay in self._timed(user):
             at, what = next_due(stay, self.limits, self.timeouts)
-            if at <= now:
+            if at <= rang_at:
                 self._act(stay, what)
         for stay in user.roster.claims:
             self._rearm(stay)

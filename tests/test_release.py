@@ -1,0 +1,116 @@
+"""How long a connection takes to leave, whatever its peer does: ten thousand of them, and the slowest of each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+
+from supervisor import Connection, Identity, Limits, Options, Request, Server, Unauthorized, events
+from tests.serving import Raw, connect, frame, open_server, settled, upgrade_head
+
+EACH = 2_000
+AT_ONCE = 40
+
+
+async def handler(conn: Connection) -> None:
+    """Users are named after what they have come for."""
+    if conn.user == "never reading":
+        while True:
+            await conn.send(bytes(100_000))
+    if conn.user == "handler ends":
+        await conn.receive()
+        return
+    await trio.sleep_forever()
+
+
+def authenticate(request: Request) -> Identity:
+    user = request.query("user") or ""
+    if user == "refused":
+        raise Unauthorized("on purpose")
+    return Identity(user=user)
+
+
+async def ends(raw: Raw) -> None:
+    await raw.upgrade("/ws?user=handler%20ends")
+    await raw.send(frame(1, b"now"))
+    await raw.closed_with()
+
+
+async def refused(raw: Raw) -> float:
+    await raw.send(upgrade_head("/ws?user=refused"))
+    assert (await raw.response())[0] == 401
+    started = trio.current_time()
+    await raw.ended()
+    return trio.current_time() - started
+
+
+async def oversize(raw: Raw) -> None:
+    await raw.upgrade("/ws?user=oversize")
+    await raw.send(frame(2, bytes(2000)))
+    await raw.ended()
+
+
+async def mute(raw: Raw) -> None:
+    await raw.upgrade("/ws?user=mute")
+    await raw.ended()
+
+
+async def never_reading(raw: Raw) -> None:
+    await raw.upgrade("/ws?user=never%20reading")
+    await trio.sleep(1.5)
+
+
+@pytest.mark.slow
+@pytest.mark.req("R11", "A14", "A20", "A32")
+@pytest.mark.parametrize("visit", [ends, refused, oversize, mute, never_reading])
+async def test_nobody_takes_longer_than_the_bound(
+    visit: Callable[[Raw], Awaitable[float | None]], record_property
+) -> None:
+    slowest = 0.0
+    late = 0.0
+
+    def listen(event: events.Event) -> None:
+        nonlocal slowest
+        if isinstance(event, events.Closed):
+            slowest = max(slowest, event.cleanup)
+
+    async def visits(server: Server, count: int) -> None:
+        nonlocal slowest
+        for _ in range(count):
+            async with connect(server, receive_buffer=4096 if visit is never_reading else None) as raw:
+                slowest = max(slowest, await visit(raw) or 0.0)
+
+    async def disconnect(server: Server) -> None:
+        """Mute and deaf peers are told to leave a moment after they have come."""
+        while True:
+            await trio.sleep(0.05)
+            for conn in server.supervisor.connections():
+                if conn.user in ("mute", "never reading") and trio.current_time() - conn.opened_at > 0.1:
+                    conn.close()
+
+    async def watch() -> None:
+        """What this machine adds by being late."""
+        nonlocal late
+        while True:
+            started = trio.current_time()
+            await trio.sleep(0.01)
+            late = max(late, trio.current_time() - started - 0.01)
+
+    limits = Limits(per_user=EACH, total=EACH, max_message_size=1000)
+    async with open_server(handler, Options(authenticate=authenticate), limits=limits) as server:
+        server.supervisor.subscribe(listen)
+        async with trio.open_nursery() as background:
+            background.start_soon(disconnect, server)
+            background.start_soon(watch)
+            at_once = AT_ONCE * 4 if visit in (mute, never_reading) else AT_ONCE
+            async with trio.open_nursery() as nursery:
+                for _ in range(at_once):
+                    nursery.start_soon(visits, server, EACH // at_once + 1)
+            await settled(server.supervisor)
+            background.cancel_scope.cancel()
+        record_property(f"slowest of {EACH}, {visit.__name__}", slowest)
+        record_property(f"this machine was late by, {visit.__name__}", late)
+        assert slowest <= 0.5 + late
+        assert server.supervisor.statistics().set_aside == 0
