@@ -305,6 +305,11 @@ def connect_raw(port: int):
         (["serve", "--per-user", "0"], "per_user must be a whole number of at least 1, is 0"),
         (["serve", "--host", "203.0.113.1"], "Cannot assign requested address"),
         (["serve", "--env", "prod"], "unknown environment 'prod'"),
+        (["serve", "--jwt-secret", "short"], "a secret for HS256 has at least 32 bytes, not 5"),
+        (["serve", "--jwt-audience", "chat"], "tokens are verified by a secret or by keys: give one of them"),
+        (["serve", "--message-rate", "5"], "a rate is spelled like 100/s"),
+        (["serve", "--forwarded-allow-ips", "proxy"], "'proxy' does not appear to be an IPv4 or IPv6 network"),
+        (["token", "ann", "--jwt-secret", "short"], "a secret for HS256 has at least 32 bytes, not 5"),
     ],
 )
 def test_bad_input_gets_one_line(args: list[str], complaint: str) -> None:
@@ -323,6 +328,20 @@ def test_settings_from_the_environment_and_json_lines() -> None:
             server.end(signal.SIGTERM)
     finally:
         del os.environ["WS_SUPERVISOR_PER_USER"]
+
+
+@pytest.mark.req("R40")
+def test_a_token_of_the_command_line_opens_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WS_SUPERVISOR_JWT_SECRET", "of the command line, 32 bytes at least")
+    token = run_cli("token", "ann", "--session", "s1").stdout.strip()
+    with Process("--app", "hub") as server:
+        url = f"ws://127.0.0.1:{server.port}/ws"
+        with pytest.raises(InvalidStatus, match="401"):
+            peer_connect(f"{url}?user=ann")
+        with peer_connect(url, additional_headers={"Authorization": f"Bearer {token}"}) as peer:
+            welcome = json.loads(peer.recv())
+            assert (welcome["user"], welcome["session"]) == ("ann", "s1")
+        server.end(signal.SIGTERM)
 
 
 @pytest.mark.req("R35")
