@@ -7,10 +7,8 @@ from collections import deque
 
 import attrs
 
-from .._words.closing import CloseReason
 from .._words.frames import CLOSE
-from .._words.limits import Limits
-from .._words.rates import Bucket
+from .meters import Meters
 
 _CONTROL = 0x08
 _CONTINUATION = 0x0
@@ -27,9 +25,7 @@ class Scanner:
     engine's business.
     """
 
-    limits: Limits
-    #: The first bound that was exceeded, and what to say about it.
-    violation: tuple[CloseReason, str] | None = None
+    meters: Meters
     #: The sizes of messages that are complete and that nobody has asked for, and their sum.
     unread: deque[int] = attrs.field(factory=deque)
     unread_bytes: int = 0
@@ -43,20 +39,11 @@ class Scanner:
     _unfinished: bool = False
     _final: bool = False
     _close: bytearray | None = None
-    _messages: Bucket | None = attrs.field(init=False)
-    _bytes: Bucket | None = attrs.field(init=False)
-    _controls: Bucket | None = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._messages, self._bytes, self._controls = (
-            None if rate is None else Bucket(rate)
-            for rate in (self.limits.message_rate, self.limits.byte_rate, self.limits.control_rate)
-        )
 
     def feed(self, data: bytes | bytearray, now: float) -> None:
         """Follow some more bytes, which have come `now`."""
         position, end = 0, len(data)
-        self._spend(self._bytes, now, "bytes", end)
+        self.meters.heard(end, now)
         if self._unfinished:  # the engine keeps what it is given piece by piece, so a piece costs like a frame
             self._count_fragment()
         while position < end and self.close_payload is None:
@@ -89,29 +76,19 @@ class Scanner:
         if opcode == CLOSE and size <= _MAX_CONTROL:
             self._close = header[-4:] if header[1] & 0x80 else bytearray(4)
         if opcode & _CONTROL:
-            self._spend(self._controls, now, "control frames")
+            self.meters.control(now)
             return
         if opcode != _CONTINUATION:
             self._message_size = self._fragments = 0
-            self._spend(self._messages, now, "messages")
+            self.meters.message(now)
         self._unfinished, self._final = True, bool(header[0] & 0x80)
         self._message_size += size
-        if self._message_size > self.limits.max_message_size:
-            self._violate(CloseReason.TOO_BIG, f"message exceeds {self.limits.max_message_size} bytes")
+        self.meters.size(self._message_size)
         self._count_fragment()
 
     def _count_fragment(self) -> None:
         self._fragments += 1
-        if self._fragments > self.limits.max_fragments:
-            self._violate(CloseReason.POLICY_VIOLATION, f"message exceeds {self.limits.max_fragments} fragments")
-
-    def _spend(self, bucket: Bucket | None, now: float, what: str, amount: int = 1) -> None:
-        if bucket is not None and not bucket.spend(now, amount):
-            self._violate(CloseReason.TOO_MANY_MESSAGES, f"more than {bucket.rate} {what}")
-
-    def _violate(self, reason: CloseReason, text: str) -> None:
-        if self.violation is None:
-            self.violation = reason, text
+        self.meters.fragments(self._fragments)
 
     def read(self) -> None:
         """The oldest complete message has been asked for."""

@@ -17,6 +17,7 @@ from .._words.frames import CLOSE, PING, Frame, close_payload, encode
 from .._words.limits import Limits
 from .._words.wire import Ended, WireClosed
 from .link import Link, Stream
+from .meters import Meters
 from .scanner import Scanner
 
 #: Messages that were received and that the handler has not asked for yet.
@@ -46,7 +47,7 @@ class TrioWebSocket:
 
     def __attrs_post_init__(self) -> None:
         self._link = Link(self.stream, self.write_progress)
-        self._inlet = Inlet(self._link, Scanner(self.limits), self._head(), self._end)
+        self._inlet = Inlet(self._link, Scanner(Meters(self.limits)), self._head(), self._end)
 
     @property
     def silent_since(self) -> float | None:
@@ -221,13 +222,13 @@ class Inlet(trio.abc.HalfCloseableStream):
         if self._hung_up:
             await trio.lowlevel.checkpoint()
             return b""
-        while self.scanner.unread_bytes >= self.scanner.limits.max_message_size and not self.closing:
+        while self.scanner.unread_bytes >= self.scanner.meters.limits.max_message_size and not self.closing:
             await self._room.park()
         data = await self._hear(max_bytes)
         if self.closing:
             return b""
-        if self.scanner.violation is not None:
-            self.ended(*self.scanner.violation)
+        if self.scanner.meters.violation is not None:
+            self.ended(*self.scanner.meters.violation)
             return b""
         if not data:
             self.ended(CloseReason.PEER_LOST, "connection lost without a close frame")
