@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import random
 import sys
 import time
@@ -25,11 +26,14 @@ import trio
 
 from supervisor import Identity, JwtAuthenticator, Limits, Options, Server, Timeouts, events, hub, open_supervisor
 from supervisor._server.lobby import Lobby
+from supervisor._server.server import start_engine
 from supervisor._server.signals import Shutdown
 from supervisor.testing.model import left_behind
 from supervisor.testing.pipe import Cut, FaultPipe
 from supervisor.testing.schedule import run
 
+#: Which engine is tried.
+ENGINE = os.environ.get("WS_SUPERVISOR_ENGINE", "trio-websocket")
 CORPUS = Path(__file__).parent / "corpus.json"
 #: Conversations that go on at once, in one run.
 CROWD = 50
@@ -255,10 +259,10 @@ async def _play(conversations: list[Conversation]) -> list[str]:
             complaints.append(f"{event.what}: {event.exception!r}")
 
     timeouts, answers = Timeouts(), []
-    async with open_supervisor(limits=LIMITS, timeouts=timeouts) as supervisor:
+    async with trio.open_nursery() as background, open_supervisor(limits=LIMITS, timeouts=timeouts) as supervisor:
         supervisor.subscribe(listen)
         options = Options(authenticate=_Sometimes())
-        server = Server(supervisor, hub, options, [], Shutdown(timeouts), None)
+        server = Server(supervisor, hub, options, [], Shutdown(timeouts), start_engine(ENGINE, background), None)
         supervisor.authority = server
         lobby = Lobby(1000, timeouts.handshake, None, server.dispatch, supervisor.turned_away, server.failed)
         async with trio.open_nursery() as nursery:
@@ -274,6 +278,7 @@ async def _play(conversations: list[Conversation]) -> list[str]:
                 answers.append(judge(bytes(peer.outgoing)))
             except (AssertionError, ValueError, KeyError) as error:
                 complaints.append(f"answered {bytes(peer.outgoing)!r}: {error!r}")
+        background.cancel_scope.cancel()
     if complaints:
         raise Escaped("; ".join(complaints[:3]))
     return answers

@@ -1,11 +1,12 @@
-"""The real engine, trio-websocket over our own stream, cut at every octet of a conversation, in either direction."""
+"""The real engines, over our own stream, cut at every octet of a conversation, in either direction."""
 
 from __future__ import annotations
 
 import pytest
 import trio
 
-from supervisor import CloseReason, Connection, Frame, Identity, Limits, open_supervisor
+from supervisor import CloseReason, Connection, Frame, Identity, Limits, Wire, open_supervisor
+from supervisor._engines.sans_io import Attendant, SansIo
 from supervisor._engines.trio_websocket import TrioWebSocket
 from supervisor.testing.model import left_behind
 from supervisor.testing.pipe import Cut, FaultPipe
@@ -25,6 +26,8 @@ CONVERSATION = b"".join(
         frame(CLOSE, b"\x03\xe8bye"),
     ]
 )
+ATTENDANT = Attendant(pause=1.0)
+LIMITS = Limits(max_message_size=1000)
 ECHOES = [Frame(message).octets for message in ("one", "zwölf", bytes(130))]
 
 
@@ -39,11 +42,27 @@ async def deaf(conn: Connection) -> None:
     await trio.sleep_forever()
 
 
+def trio_websocket(pipe: FaultPipe) -> Wire:
+    return TrioWebSocket(pipe, "memory", KEY, None, LIMITS, 10.0)
+
+
+def sans_io(pipe: FaultPipe) -> Wire:
+    return SansIo(pipe, "memory", KEY, None, LIMITS, 10.0, ATTENDANT)
+
+
+@pytest.fixture(params=[trio_websocket, sans_io], ids=["trio-websocket", "websockets"], autouse=True)
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("properties.test_bytes.make_wire", request.param)
+
+
+make_wire = trio_websocket
+
+
 async def live(pipe: FaultPipe, handler) -> tuple[CloseReason, float]:
     """One connection's whole life over `pipe`; why it ended, and how long it took to leave."""
-    async with open_supervisor() as supervisor:
-        wire = TrioWebSocket(pipe, "memory", KEY, None, Limits(max_message_size=1000), 10.0)
-        conn = await supervisor.start(wire, Identity(user="ann"), handler)
+    async with trio.open_nursery() as background, open_supervisor() as supervisor:
+        background.start_soon(ATTENDANT.run)
+        conn = await supervisor.start(make_wire(pipe), Identity(user="ann"), handler)
         await conn.wait_gone()
         await trio.testing.wait_all_tasks_blocked()
         assert pipe.closed
@@ -51,7 +70,8 @@ async def live(pipe: FaultPipe, handler) -> tuple[CloseReason, float]:
         failures = supervisor.statistics().failures
         assert failures == {}, failures
         assert conn.closed.stuck_at is None
-        return conn.end.reason, conn.closed.cleanup
+        background.cancel_scope.cancel()
+    return conn.end.reason, conn.closed.cleanup
 
 
 def play(pipe: FaultPipe, handler=echo) -> tuple[CloseReason, float]:

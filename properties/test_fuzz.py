@@ -21,7 +21,7 @@ MANY = 100_000
 def test_the_corpus_is_answered_in_as_many_ways() -> None:
     corpus = fuzz.load()
     answers = {answer for start in range(0, len(corpus), 50) for answer in fuzz.play(0, corpus[start : start + 50])}
-    assert len(answers) >= 0.7 * len(corpus)  # where two are one by now, what has led to them is still worth a try
+    assert len(answers) >= len(corpus) / 2  # where two are one by now, or with another engine, it is still worth a try
 
 
 @pytest.mark.req("R19", "A36")

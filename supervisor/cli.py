@@ -126,6 +126,7 @@ def serve_command(
     app: str = "hub",
     host: str = "127.0.0.1",
     port: int = 8765,
+    engine: Literal["trio-websocket", "websockets"] = "trio-websocket",
     certfile: str | None = None,
     keyfile: str | None = None,
     allowed_origins: tuple[str, ...] = (),
@@ -157,6 +158,8 @@ def serve_command(
         The address to listen on.
     port
         The port to listen on; 0 lets the system choose.
+    engine
+        What speaks the WebSocket protocol.
     certfile
         A TLS certificate chain (PEM).
     keyfile
@@ -194,6 +197,7 @@ def serve_command(
     options = Options(
         host=host,
         port=port,
+        engine=engine,
         certfile=certfile,
         keyfile=keyfile,
         allowed_origins=allowed_origins,

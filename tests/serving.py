@@ -23,7 +23,9 @@ KEY = base64.b64encode(bytes(range(16))).decode()
 @contextlib.asynccontextmanager
 async def open_server(handler=hub, options: Options | None = None, **kwargs: Any) -> AsyncIterator[Server]:
     """A server on a port of the system's choice, in this task's own event loop; cut at the end of the block."""
-    options = attrs.evolve(options or Options(), port=0)
+    options = attrs.evolve(
+        options or Options(), port=0, engine=os.environ.get("WS_SUPERVISOR_ENGINE", "trio-websocket")
+    )
     async with trio.open_nursery() as nursery:
         server: Server = await nursery.start(partial(serve, handler, options, signals=False, **kwargs))
         try:

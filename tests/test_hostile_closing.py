@@ -41,12 +41,12 @@ async def test_pings_and_oversize_while_we_close() -> None:
         for noise in (frame(9, b"ping"), frame(2, b"x" * 2000), frame(2, b"x" * 2000) * 2, frame(3), b"\xff" * 50):
             async with connect(server) as raw:
                 await raw.upgrade()
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(server.supervisor.disconnect_user, "ann")
-                    with contextlib.suppress(trio.BrokenResourceError):
-                        for _ in range(50):
-                            await raw.send(noise)
-                            await trio.lowlevel.checkpoint()
+                (conn,) = server.supervisor.connections(user="ann")
+                conn.close()
+                with contextlib.suppress(trio.BrokenResourceError):
+                    for _ in range(50):
+                        await raw.send(noise)
+                        await trio.lowlevel.checkpoint()
         assert server.supervisor.statistics().failures == {}
 
 
@@ -384,7 +384,8 @@ async def test_a_handler_that_does_not_leave_holds_nothing(handler, by: str) -> 
             await raw.reset()
         while server.supervisor.statistics().seats > 1:
             await trio.sleep(0.005)
-        assert trio.current_time() - started <= 0.5 + 0.1
+        assert conn.end.at - started <= 0.2  # an attendant makes its rounds, where nobody else listens
+        assert trio.current_time() - conn.end.at <= 0.5 + 0.1
         assert server.supervisor.statistics().stuck == 1
         assert "test_hostile_closing.py" in conn.closed.stuck_at or "threads" in conn.closed.stuck_at
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 
 import pytest
 import trio
@@ -79,18 +78,6 @@ async def test_a_close_without_a_code_is_answered_without_one() -> None:
         assert await raw.frame() == (8, b"")
 
 
-async def test_an_exception_in_the_engines_reader_ends_one_connection(monkeypatch) -> None:
-    async def broken(self, event) -> None:
-        raise RuntimeError("reader raises")
-
-    monkeypatch.setattr("trio_websocket.WebSocketConnection._handle_ping_event", broken)
-    async with besieged(errors=("reader failed",)) as server, connect(server) as raw:
-        await raw.upgrade()
-        await raw.send(frame(9))
-        assert (await raw.closed_with())[0] == 1002
-        assert server.supervisor.statistics().failures == {"reader": 1}
-
-
 @pytest.mark.req("A19")
 async def test_a_close_frame_of_many_megabytes_is_refused_and_not_kept() -> None:
     async with besieged() as server, connect(server) as raw:
@@ -101,19 +88,6 @@ async def test_a_close_frame_of_many_megabytes_is_refused_and_not_kept() -> None
             for _ in range(100):
                 await raw.send(bytes(1_000_000))
         assert resident() - before < 4_000_000
-
-
-@pytest.mark.req("A22")
-async def test_a_message_in_tiny_pieces_is_bounded() -> None:
-    async with besieged(limits=Limits(max_fragments=100)) as server, connect(server) as raw:
-        await raw.upgrade()
-        raw.stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with contextlib.suppress(trio.BrokenResourceError):
-            for byte in frame(2, bytes(2000)):
-                await raw.send(bytes((byte,)))
-                await trio.lowlevel.checkpoint()
-        opcode, close = await raw.frame()
-        assert (opcode, close[:2]) == (8, (1008).to_bytes(2, "big"))
 
 
 @pytest.mark.req("A19")

@@ -12,6 +12,7 @@ from .._words.identity import Identity
 from .forwarded import Network, networks
 from .head import Request
 
+ENGINES = ("trio-websocket", "websockets")
 Authenticate = Callable[[Request], Identity | Awaitable[Identity]]
 
 
@@ -36,6 +37,8 @@ class Options:
     """The address to listen on; a host name may stand for several."""
     port: int = attrs.field(default=8765)
     """0 lets the system choose; see `Server.port`."""
+    engine: str = attrs.field(default=ENGINES[0], validator=attrs.validators.in_(ENGINES))
+    """What speaks the WebSocket protocol: ``trio-websocket``, or ``websockets`` (an extra of the same name)."""
     certfile: str | None = None
     """A TLS certificate chain (PEM) and its key; None serves without TLS."""
     keyfile: str | None = None

@@ -6,17 +6,20 @@ import contextlib
 import importlib.resources
 import inspect
 from collections.abc import Callable
+from functools import partial
 
 import attrs
 import trio
 
 from .._decisions.rates import RateBook
+from .._engines.link import Stream
 from .._engines.trio_websocket import TrioWebSocket
 from .._mechanisms.supervisor import Handler, Supervisor, open_supervisor
 from .._words.errors import BadRequest, NotFound, RateLimited, Refused, Unavailable
 from .._words.identity import Identity, InvalidName
 from .._words.limits import Limits, Policies, Timeouts
 from .._words.profiles import Profile
+from .._words.wire import Wire
 from .accept import accept_forever
 from .api import MethodNotAllowed, answer_api
 from .credentials import carrying
@@ -27,9 +30,12 @@ from .health import not_ready
 from .hub import hub
 from .identify import identify_anonymous
 from .lobby import Lobby
-from .options import Options, Revokes
+from .options import ENGINES, Options, Revokes
 from .pressure import Pressure
 from .signals import Shutdown, watch_signals
+
+#: Makes a wire of a stream, its peer's address, the key, the subprotocol, limits and ``timeouts.write_progress``.
+Engine = Callable[[Stream, str, str, str | None, Limits, float], Wire]
 
 _PAGE = {
     "/": ("page.html", "text/html; charset=utf-8"),
@@ -52,6 +58,7 @@ class Server:
     options: Options
     listeners: list[trio.SocketListener]
     shutdown: Shutdown
+    engine: Engine
     #: Attempts from each address; None without ``limits.connect_rate_address``.
     attempts: RateBook | None
     pressure: Pressure = attrs.field(factory=Pressure)
@@ -93,7 +100,7 @@ class Server:
         known()
         return await self._admit(exchange, self._wire(exchange, request.peer, upgrade), identity)
 
-    async def _admit(self, exchange: Exchange, wire: TrioWebSocket, identity: Identity) -> bool:
+    async def _admit(self, exchange: Exchange, wire: Wire, identity: Identity) -> bool:
         try:
             await self.supervisor.start(wire, identity, self.handler)
         except Refused as refusal:  # before the upgrade, so over HTTP
@@ -148,9 +155,9 @@ class Server:
         if isinstance(hook, Revokes):
             hook.revoke(user)
 
-    def _wire(self, exchange: Exchange, peer: str, upgrade: Upgrade) -> TrioWebSocket:
+    def _wire(self, exchange: Exchange, peer: str, upgrade: Upgrade) -> Wire:
         supervisor = self.supervisor
-        return TrioWebSocket(
+        return self.engine(
             exchange.stream,
             peer,
             upgrade.key,
@@ -177,6 +184,19 @@ class Server:
             await exchange.answer(200, content, {"Content-Type": content_type, **_PAGE_HEADERS})
         else:
             raise NotFound(f"nothing at {request.path!r}")
+
+
+def start_engine(name: str, nursery: trio.Nursery) -> Engine:
+    """What makes wires. ValueError if what it needs is not installed."""
+    if name == ENGINES[0]:
+        return TrioWebSocket
+    try:
+        from .._engines.sans_io import Attendant, SansIo
+    except ImportError as missing:
+        raise ValueError(f"this engine needs an extra: pip install 'websocket-supervisor[{name}]'") from missing
+    attendant = Attendant()
+    nursery.start_soon(attendant.run, name="attendant")
+    return partial(SansIo, attendant=attendant)
 
 
 async def serve(
@@ -212,7 +232,8 @@ async def serve(
             ):
                 rate = limits.connect_rate_address
                 attempts = None if rate is None else RateBook(rate)
-                server = Server(supervisor, handler, options, listeners, shutdown, attempts)
+                engine = start_engine(options.engine, nursery)
+                server = Server(supervisor, handler, options, listeners, shutdown, engine, attempts)
                 if options.authenticate is not None:
                     supervisor.authority = server
                 lobby = Lobby(
