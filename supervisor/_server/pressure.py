@@ -15,6 +15,7 @@ import trio
 _FULL = 0.9
 #: Seconds for which an answer is good enough.
 _FRESH = 0.05
+_PIECE = 1_000_000
 _CGROUP = Path("/sys/fs/cgroup")
 _PAGE = resource.getpagesize()
 
@@ -51,7 +52,19 @@ def _address_space() -> tuple[float, float]:
     maximum = resource.getrlimit(resource.RLIMIT_AS)[0]
     if maximum == resource.RLIM_INFINITY:
         return 0.0, math.inf
-    return int(Path("/proc/self/statm").read_text().split()[0]) * _PAGE, maximum
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * _PAGE
+    if used >= _FULL * maximum and _can_be_had((1 - _FULL) / 2 * maximum):
+        return 0.0, maximum  # it was freed, and only the address space was not given back
+    return used, maximum
+
+
+def _can_be_had(octets: float) -> bool:
+    """Whether there is so much, in pieces of the size of a large message."""
+    try:
+        pieces = [bytes(_PIECE) for _ in range(int(octets / _PIECE) + 1)]
+    except MemoryError:
+        return False
+    return bool(pieces)
 
 
 def _control_groups() -> Iterator[tuple[Path, Path, Path]]:
