@@ -13,24 +13,23 @@ from ..checks import MEMORY, OURS, Budget, check
 from ..holders import who_holds
 from ..labs import Supervised
 from ..lines import lines_alive
-from ..memory import MemoryProfiler
+from ..memory import MB, MemoryProfiler
 from ..subject import Lab, NotHere, Settings, Subject, expect
 from ._crowd import all_at_once, everybody_leaves, inside, settle_at, wait_for_nobody
 
 _ROUNDS = 12
-#: What each connection receives; enough that keeping it shows.
-_OCTETS = 100_000
 
 
 @check("R21", "R23", doors=OURS)
 async def memory_does_not_grow_with_those_who_have_been(lab: Lab, budget: Budget) -> None:
+    octets = int(budget.growth_mb * MB / 5 / budget.cycles)  # whoever keeps them is over it after five rounds
     async with lab.open(Settings(limits=Limits(per_user=20))) as subject:
         profiler = MemoryProfiler()
         profiler.start()
         for turn in range(_ROUNDS):
             clients = await all_at_once(subject, [f"user-{turn}-{number % 10}" for number in range(budget.cycles)])
             for client in inside(clients):
-                await client.say(b"x" * _OCTETS)
+                await client.say(bytes(octets))
             await trio.sleep(0.05)
             await everybody_leaves(inside(clients))
             del clients
