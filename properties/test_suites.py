@@ -92,6 +92,7 @@ def test_a_leaky_handler_is_convicted_by_the_name_of_the_leak() -> None:
     assert "replay: ws-supervisor verify no_connection_is_held_when_it_is_gone --seed 0" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.req("R23", "R36")
 def test_its_tasks_and_files_are_named_too() -> None:
     name = "five_hundred_rapid_cycles_leave_no_task_and_no_file"

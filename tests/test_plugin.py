@@ -56,7 +56,9 @@ def run(pytester: pytest.Pytester, line: str) -> pytest.RunResult:
 
 
 @pytest.mark.req("R23")
-@pytest.mark.parametrize("leak", LEAKS)
+@pytest.mark.parametrize(
+    "leak", [leak if number == 0 else pytest.param(leak, marks=pytest.mark.slow) for number, leak in enumerate(LEAKS)]
+)
 def test_a_leak_fails_its_test_and_the_line_is_named(pytester: pytest.Pytester, leak: str) -> None:
     line, told = LEAKS[leak]
     result = run(pytester, line)

@@ -162,6 +162,7 @@ def deployed(*flags: str) -> Iterator[str]:
             process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.req("R36")
 def test_a_deployed_server_is_verified_by_its_url(tmp_path) -> None:
     with deployed("--per-user", "3") as url:
