@@ -8,6 +8,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -36,6 +37,7 @@ from supervisor._decisions.bulletin import Bulletin, step
 from supervisor._decisions.dues import OVERRUN, Act, lifetime, next_due
 from supervisor._decisions.memberships import Group, Memberships
 from supervisor._decisions.outbox import Outbox, Put
+from supervisor._decisions.ranking import Ranking
 from supervisor._decisions.roster import Roster
 from supervisor._decisions.seats import Seats
 from supervisor._decisions.shedding import excess, reclaimable
@@ -271,6 +273,33 @@ def of(**drawn: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Calla
     return decorate
 
 
+def ranking_of(users: dict[str, User]) -> Ranking:
+    """Who of them holds how many."""
+    ranking = Ranking()
+    for user in users.values():
+        ranking.note(user, len(user.roster.claims))
+    return ranking
+
+
+@of(
+    shares=st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 5)), max_size=40),
+)
+def ranking(shares: list[tuple[str, int]]) -> None:
+    """The greediest is who holds most, and has held as many for longest."""
+    ranked, users, held = Ranking(), {name: User(name, Roster.of(9)) for name in NAMES}, dict[str, int]()
+    for name, count in shares:
+        ranked.note(users[name], count)
+        if held.get(name, 0) != count:
+            held.pop(name, None)
+            if count:
+                held[name] = count
+        if held:
+            assert ranked.greediest().name == max(held, key=lambda name: held[name])
+        else:
+            with pytest.raises(KeyError):
+                ranked.greediest()
+
+
 def crowd(shares: dict[str, int], idle: list[float], maximum: int) -> tuple[Roster, dict[str, User]]:
     """A total roster, and users, with as many claims as `shares` says, interleaved."""
     total, users = Roster.of(maximum), {name: User(name, Roster.of(99)) for name in NAMES}
@@ -318,7 +347,7 @@ def admission(
         held = stay_of()
         user.refile(held, Stage.STUCK)
         held.stage = Stage.STUCK
-    verdict = decide("a", user, total, limits, policies)
+    verdict = decide("a", user, total, ranking_of(users), limits, policies)
     theirs = list(user.claims)
     if stuck > (limit if allowed is None else allowed):
         assert isinstance(verdict, Refuse)
@@ -468,7 +497,7 @@ MACHINES: tuple[type[RuleBasedStateMachine], ...] = (
     RosterMachine,
     BulletinMachine,
 )
-FUNCTIONS: tuple[Callable[[int], None], ...] = (admission, how_many_to_shed, whom_to_shed, dues, lifetimes)
+FUNCTIONS: tuple[Callable[[int], None], ...] = (admission, ranking, how_many_to_shed, whom_to_shed, dues, lifetimes)
 
 
 def run_machine(machine: type[RuleBasedStateMachine], examples: int) -> None:

@@ -48,7 +48,9 @@ MUTANTS: dict[str, Mutant] = {
     "the busiest is evicted for the idlest": Mutant(
         "_decisions.admission", "next(iter(roster.by_activity))", "next(reversed(roster.by_activity))"
     ),
-    "the most modest is evicted for the greediest": Mutant("_decisions.admission", "max(users", "min(users"),
+    "the most modest is evicted for the greediest": Mutant(
+        "_decisions.ranking", "self._holding[self._most]", "self._holding[min(self._holding)]"
+    ),
     "the evicted keep their claim": Mutant(
         LEDGER, "self._leave(verdict.evict, CloseReason.EVICTED, verdict.sentence)", "pass"
     ),

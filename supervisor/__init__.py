@@ -21,6 +21,7 @@ from ._mechanisms.connection import Membership as Membership
 from ._mechanisms.supervisor import Supervisor as Supervisor
 from ._mechanisms.supervisor import open_supervisor as open_supervisor
 from ._mechanisms.tally import Statistics as Statistics
+from ._server.collector import tune_collector as tune_collector
 from ._server.head import Request as Request
 from ._server.hub import echo as echo
 from ._server.hub import hub as hub

@@ -18,6 +18,7 @@ import trio
 
 from . import __version__
 from ._mechanisms.supervisor import Handler
+from ._server.collector import THRESHOLDS, tune_collector
 from ._server.hub import echo, hub
 from ._server.options import Authenticate, Options
 from ._server.server import Server, serve
@@ -289,6 +290,8 @@ async def _announce(served: Callable[..., Awaitable[None]], secure: bool) -> Non
     """Serve, and say where once somebody can connect."""
     async with trio.open_nursery() as nursery:
         server: Server = await nursery.start(served)
+        tune_collector()
+        logging.getLogger("supervisor").debug("the cycle collector is tuned: thresholds %s", THRESHOLDS)
         logging.getLogger("supervisor").info("serving on %s://%s/", "https" if secure else "http", server.address)
 
 

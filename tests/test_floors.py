@@ -65,5 +65,5 @@ Audience BadRequest CloseReason Connection ConnectionClosed Draining End Forbidd
 IdentityMismatch LimitReached Limits Membership NotFound Options Overflow Policies Profile Rate RateLimited Refused
 Request Server SlowConsumer Statistics Superseded Supervisor SupervisorError Timeouts Unauthorized Unavailable Wire
 WireClosed
-choose_profile echo events hub open_supervisor serve
+choose_profile echo events hub open_supervisor serve tune_collector
 """

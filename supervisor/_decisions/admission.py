@@ -6,6 +6,7 @@ import attrs
 
 from .._words.errors import PER_USER, TOTAL, HardLimitReached, LimitReached, limit_sentence
 from .._words.limits import Limits, Overflow, Policies
+from .ranking import Ranking
 from .roster import Roster
 from .stay import Stage, Stay
 
@@ -35,14 +36,16 @@ class Refuse:
 Verdict = Admit | Wait | Refuse
 
 
-def decide(name: str, user: Roster | None, total: Roster, limits: Limits, policies: Policies) -> Verdict:
+def decide(
+    name: str, user: Roster | None, total: Roster, ranking: Ranking, limits: Limits, policies: Policies
+) -> Verdict:
     """What becomes of one more connection of the user `name`, who has no roster yet on their first."""
     if user is not None and (stuck := stuck_count(user)) > limits.stuck_per_user:
         return Refuse(HardLimitReached(name, user.maximum, user.maximum, stuck))
     if user is not None and user.full:
-        return _overflow(name, PER_USER, user, policies.overflow_user)
+        return _overflow(name, PER_USER, user, ranking, policies.overflow_user)
     if total.full:
-        return _overflow(name, TOTAL, total, policies.overflow_total)
+        return _overflow(name, TOTAL, total, ranking, policies.overflow_total)
     return Admit()
 
 
@@ -51,7 +54,7 @@ def stuck_count(user: Roster) -> int:
     return len(user.files[Stage.STUCK]) + sum(stay.robbed for stay in user.files[Stage.LEAVING])
 
 
-def _overflow(name: str, limit: str, roster: Roster, policy: Overflow) -> Verdict:
+def _overflow(name: str, limit: str, roster: Roster, ranking: Ranking, policy: Overflow) -> Verdict:
     current, maximum = len(roster.claims), roster.maximum
     match policy:
         case Overflow.REJECT:
@@ -63,7 +66,5 @@ def _overflow(name: str, limit: str, roster: Roster, policy: Overflow) -> Verdic
         case Overflow.EVICT_IDLEST:
             victim = next(iter(roster.by_activity))
         case Overflow.EVICT_GREEDIEST:
-            users = {stay.host for stay in roster.claims}
-            greediest = max(users, key=lambda user: (len(user.roster.claims), user.name))
-            victim = next(iter(greediest.roster.claims))
+            victim = next(iter(ranking.greediest().roster.claims))
     return Admit(victim, limit_sentence(name, limit, current, maximum))

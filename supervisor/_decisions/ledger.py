@@ -36,6 +36,7 @@ from .blockage import blocked_at
 from .bulletin import Bulletin, step
 from .dues import Act, expiry, lifetime, next_due
 from .memberships import Group, Memberships
+from .ranking import Ranking
 from .rates import RateBook
 from .roster import Roster
 from .shedding import excess, reclaimable
@@ -66,6 +67,7 @@ class Ledger:
     users: dict[str, User] = attrs.field(factory=dict)
     connections: dict[str, Stay] = attrs.field(factory=dict)
     memberships: Memberships = attrs.field(factory=Memberships)
+    ranking: Ranking = attrs.field(factory=Ranking)
     bulletin: Bulletin = attrs.field(factory=Bulletin)
     open: bool = True
     #: Attempts of each user; None without ``limits.connect_rate_user``.
@@ -105,7 +107,9 @@ class Ledger:
         if user is not None:
             self._emergency(f"user {name!r}", user.roster)
         self._emergency("total", self.total)
-        verdict = decide(name, None if user is None else user.roster, self.total, self.limits, self.policies)
+        verdict = decide(
+            name, None if user is None else user.roster, self.total, self.ranking, self.limits, self.policies
+        )
         if isinstance(verdict, Admit):
             if verdict.evict is not None:
                 self._leave(verdict.evict, CloseReason.EVICTED, verdict.sentence)
@@ -471,6 +475,7 @@ class Ledger:
     def _refile(self, stay: Stay, stage: Stage) -> None:
         for roster in self._rosters(stay):
             roster.refile(stay, stage)
+        self.ranking.note(stay.host, len(stay.host.roster.claims))
         stay.stage = stage
 
     def _due(self, stay: Stay) -> float:

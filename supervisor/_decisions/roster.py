@@ -14,7 +14,8 @@ FILES = (Stage.QUEUED, Stage.CLAIM, Stage.LEAVING, Stage.CLOSING, Stage.STUCK)
 
 
 def _files() -> dict[Stage, dict[Stay, None]]:
-    return {stage: {} for stage in FILES}
+    """Claims are in an ordered one, because it is the first of many that leave: a dictionary passes over each gap."""
+    return {stage: OrderedDict() if stage is Stage.CLAIM else {} for stage in FILES}
 
 
 @attrs.define(eq=False)

@@ -49,6 +49,8 @@ class User:
     #: What the keeper sleeps in; its deadline is the earliest due of all connections of this user.
     alarm: trio.CancelScope | None = None
     vacant_since: float | None = None
+    #: Under how many claims the ranking has them.
+    ranked: int = 0
     #: Our own loop was late: until then nobody is expired for a silence that may have been ours.
     grace_until: float = -math.inf
 

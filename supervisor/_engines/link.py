@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import struct
@@ -25,6 +26,8 @@ class Pipe(trio.abc.HalfCloseableStream):
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream] | Pipe
 #: Streams that are no sockets say nothing of progress within one call, so they are given this much at a time.
 _CHUNK = 16_384
+#: Seconds for which somebody whose socket takes everything may send without giving way.
+_MOMENT = 0.001
 _TCP_ESTABLISHED = 1
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -60,6 +63,7 @@ class Link:
     #: Since when a write has been waiting without progress.
     stalled_since: float | None = None
     closed: bool = False
+    _yielded_at: float = -math.inf
     _busy: bool = False
     _queue: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
 
@@ -88,7 +92,17 @@ class Link:
                 await self._write(octets[written:], begun=written > 0)
         finally:
             self._pass_on()
-        await trio.lowlevel.cancel_shielded_checkpoint()
+        await self._take_turns()
+
+    async def _take_turns(self) -> None:
+        """Let the others run, if whoever sends here has not done so for a moment.
+
+        Every send would be a turn of the scheduler otherwise, which costs more than the writing.
+        """
+        now = trio.current_time()
+        if now - self._yielded_at > _MOMENT:
+            self._yielded_at = now
+            await trio.lowlevel.cancel_shielded_checkpoint()
 
     def _write_now(self, octets: bytes) -> int:
         """Write what the socket takes at once; how much that was."""

@@ -202,7 +202,9 @@ class SansIo:
         data: bytes | bytearray
         try:
             if isinstance(self.stream, trio.SocketStream):
-                data = await self.stream.socket.recv(_RECEIVE_BYTES)
+                sock = self.stream.socket
+                await trio.lowlevel.wait_readable(sock)  # to try before would be in vain, nearly always
+                data = os.read(sock.fileno(), _RECEIVE_BYTES)
             else:
                 data = await self.stream.receive_some(_RECEIVE_BYTES)
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):

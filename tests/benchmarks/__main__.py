@@ -1,134 +1,151 @@
-"""What supervision costs: our server against bare trio-websocket, in the same run, as ratios of CPU time.
+"""What supervision costs, beside what else there is: ``python -m tests.benchmarks``, and ``--help``.
 
-``python -m tests.benchmarks [--smoke]``. Servers are processes of their own, pinned to one core where the system
-allows it; the client has the other. They take turns; each figure is the median of the rounds, with its spread.
+Each server is a process of its own, on one core where the system allows it; whoever loads it has the other. They take
+turns, in one order and then in the other; what is compared is the CPU time of the server's process by the system's own
+account, in the same round. Peers that are not installed (the extra ``benchmark``) are left out, and said to be.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
+import logging
 import os
-import statistics
+import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import attrs
 import trio
 
-from tests.serving import connect, frame
+from tests.benchmarks import books, loads
+from tests.benchmarks.loads import Subject
+from tests.benchmarks.report import Comparison, Figure, as_json, plot
 
-NAMES = ("ours", "bare")
-CONNECTIONS = 100
-#: A ratio beyond this is broken, not noisy.
+OURS = ("ours (websockets)", "ours")
+NEEDS = {
+    "picows": "picows",
+    "aiohttp": "aiohttp",
+    "starlette": "uvicorn",
+    "socketio": "socketio",
+    "channels": "channels",
+}
+PEERS = ("trio-websocket", "websockets", "websockets.trio", *NEEDS)
+#: Ours over bare trio-websocket: beyond this something is broken, and not just noisy.
 CLEARLY_BROKEN = 3.0
 
 
-@attrs.define
-class Subject:
-    """One server under test."""
+@attrs.frozen
+class Load:
+    """What is done to each server, and how its cost is told."""
 
-    process: subprocess.Popen[str]
-    port: int
+    name: str
+    unit: str
+    scale: float
+    run: Callable[[Subject], float]
+    #: Those for whom it takes too long to wait.
+    without: frozenset[str] = frozenset()
 
-    def cpu(self) -> float:
-        """Seconds of CPU it has used, by the operating system's account."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def memory(self) -> int:
-        """Bytes it has in use."""
-        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def _loads() -> Iterator[Load]:
+    for size, name in ((64, "64 B"), (4096, "4 KiB"), (65_536, "64 KiB")):
+        for connections in (100, 1000, 3000):
+            messages = {64: 30_000, 4096: 15_000, 65_536: 3_000}[size]
+            run = partial(loads.echo, size=size, connections=connections, messages=messages)
+            yield Load(f"echo of {name}, {connections} connections", "µs a message", 1e6, run)
+    yield Load("connect and close", "µs each", 1e6, partial(loads.churn, lives=1000))
+    for receivers in (1000, 5000):
+        for stalled in (0, receivers // 100):
+            run = partial(loads.broadcast, receivers=receivers, rounds=100_000 // receivers, stalled=stalled)
+            name = f"broadcast to {receivers}" + (f", {stalled} of them stalled" if stalled else "")
+            yield Load(name, "µs a delivery", 1e6, run, frozenset({"channels"}))
+    for per_user in (1, 5):
+        run = partial(loads.memory, connections=2000, per_user=per_user)
+        yield Load(f"an idle connection, {per_user} per user", "kB", 1e-3, run)
+
+
+SMOKE = (
+    Load("echo of 64 B, 100 connections", "µs", 1e6, partial(loads.echo, size=64, connections=100, messages=5_000)),
+    Load("connect and close", "µs", 1e6, partial(loads.churn, lives=300)),
+    Load("broadcast to 200", "µs", 1e6, partial(loads.broadcast, receivers=200, rounds=50)),
+    Load("an idle connection, 5 per user", "kB", 1e-3, partial(loads.memory, connections=500, per_user=5)),
+)
 
 
 @contextlib.contextmanager
 def serving(name: str) -> Iterator[Subject]:
+    """One server, on a core of its own."""
     command = [sys.executable, "-m", "tests.benchmarks.servers", name]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             assert process.stdout is not None
-            subject = Subject(process, int(process.stdout.readline()))
+            port = int(process.stdout.readline())
             if hasattr(os, "sched_setaffinity") and len(os.sched_getaffinity(0)) > 1:
                 os.sched_setaffinity(process.pid, {max(os.sched_getaffinity(0))})
-            yield subject
+            yield Subject(name, process.pid, port)
         finally:
             process.kill()
 
 
-async def echo(subject: Subject, amount: int) -> float:
-    """CPU seconds per message of 64 bytes, sent and returned, over 100 connections at once."""
-    message = frame(2, bytes(64))
-    async with contextlib.AsyncExitStack() as stack:
-        crowd = [await stack.enter_async_context(connect(subject.port)) for _ in range(CONNECTIONS)]
-        for number, raw in enumerate(crowd):
-            await raw.upgrade(f"/ws?user=user-{number % 20}")
-
-        async def talk(raw) -> None:
-            for _ in range(amount // CONNECTIONS):
-                await raw.send(message)
-                await raw.frame()
-
-        before = subject.cpu()
-        async with trio.open_nursery() as nursery:
-            for raw in crowd:
-                nursery.start_soon(talk, raw)
-        return (subject.cpu() - before) / amount
-
-
-async def churn(subject: Subject, amount: int) -> float:
-    """CPU seconds per connection opened, and closed politely."""
-    before = subject.cpu()
-    for _ in range(amount):
-        async with connect(subject.port) as raw:
-            await raw.upgrade()
-            await raw.send(frame(8, (1000).to_bytes(2, "big")))
-            await raw.frame()
-    return (subject.cpu() - before) / amount
-
-
-async def memory(subject: Subject, amount: int) -> float:
-    """Bytes per idle connection, five of them per user."""
-    before = subject.memory()
-    async with contextlib.AsyncExitStack() as stack:
-        for number in range(amount):
-            raw = await stack.enter_async_context(connect(subject.port))
-            await raw.upgrade(f"/ws?user=user-{number // 5}")
-        return (subject.memory() - before) / amount
-
-
-def compare(what: Callable[..., object], amount: int, rounds: int) -> tuple[float, str]:
-    """The median ratio of ours to bare, and a line that says all of it."""
-    figures: dict[str, list[float]] = {name: [] for name in NAMES}
+def compare(load: Load, names: list[str], rounds: int) -> Comparison:
+    """All of them under one load, in turns."""
+    costs: dict[str, list[float]] = {name: [] for name in names if name not in load.without}
     for turn in range(rounds):
-        for name in NAMES if turn % 2 else reversed(NAMES):
+        for name in list(costs)[:: 1 if turn % 2 else -1]:
             with serving(name) as subject:
-                figures[name].append(trio.run(what, subject, amount))
-    ratios = sorted(ours / bare for ours, bare in zip(*figures.values(), strict=True))
-    median = statistics.median(ratios)
-    unit = "bytes" if what is memory else "µs"
-    scale = 1 if what is memory else 1e6
-    per = " ".join(f"{name} {statistics.median(values) * scale:8.1f} {unit}" for name, values in figures.items())
-    line = f"{what.__name__:8} {per}   ratio {median:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}, {rounds} rounds)"
-    return median, line
+                costs[name].append(load.run(subject) * load.scale)
+    return Comparison(load.name, load.unit, tuple(Figure(name, tuple(rounds)) for name, rounds in costs.items()))
+
+
+def tell_books() -> None:
+    """The core by itself, with a hundred connections and with a hundred thousand."""
+    logging.disable(logging.CRITICAL)
+    sys.stdout.write(
+        "**the core in memory**, µs each\n\n| connections | 100 | 1,000 | 10,000 | 100,000 |\n|---|---|---|---|---|\n"
+    )
+    for book in books.BOOKS:
+        figures = [f"{trio.run(book, count) * 1e6:.1f}" for count in (100, 1000, 10_000, 100_000)]
+        sys.stdout.write(f"| {book.__name__.replace('_', ' ')} | {' | '.join(figures)} |\n")
+        sys.stdout.flush()
+    logging.disable(logging.NOTSET)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="one short round; fails only on a clearly broken ratio")
-    smoke = parser.parse_args().smoke
-    rounds, scale = (1, 1) if smoke else (5, 5)
-    broken = 0
-    started = time.monotonic()
-    for what, amount in ((echo, 5_000 * scale), (churn, 400 * scale), (memory, 500)):
-        ratio, line = compare(what, amount, rounds)
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-        broken += ratio > CLEARLY_BROKEN
-    sys.stdout.write(f"{time.monotonic() - started:.0f} s\n")
-    return 1 if broken else 0
+    parser.add_argument("--only", default="", help="loads with this word in their name")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--to", type=Path, help="a folder for figures.json and figures.svg")
+    chosen = parser.parse_args()
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    absent = [name for name, package in NEEDS.items() if importlib.util.find_spec(package) is None]
+    names = [*OURS, "trio-websocket"] if chosen.smoke else [name for name in (*OURS, *PEERS) if name not in absent]
+    started, done = time.monotonic(), []
+    for load in SMOKE if chosen.smoke else _loads():
+        if chosen.only in load.name:
+            done.append(compare(load, names, 1 if chosen.smoke else chosen.rounds))
+            sys.stdout.write("\n".join([*done[-1].lines(), ""]))
+            sys.stdout.flush()
+    if not chosen.smoke and chosen.only in "books":
+        tell_books()
+    if chosen.to is not None:
+        (chosen.to / "figures.json").write_text(as_json(done))
+        plot(done, chosen.to / "figures.svg")
+    left_out = f", without {', '.join(absent)}" if absent and not chosen.smoke else ""
+    sys.stdout.write(f"{time.monotonic() - started:.0f} s{left_out}\n")
+    return int(any(_is_broken(comparison) for comparison in done))
+
+
+def _is_broken(comparison: Comparison) -> bool:
+    """Whether one of ours costs several times what bare trio-websocket does."""
+    medians = {figure.server: figure.median for figure in comparison.figures}
+    return any(medians[name] > CLEARLY_BROKEN * medians["trio-websocket"] for name in OURS)
 
 
 if __name__ == "__main__":
