@@ -154,3 +154,21 @@ class Blackhole:
                 if not self.open:
                     await trio.sleep_forever()  # its window fills, and the sender waits
                 await sink.send_all(data)
+
+
+@attrs.define
+class Delay:
+    """How long a task that could run has had to wait for its turns, at worst.
+
+    Leaving takes four of them: the handler is out, the reader and the writer are, the task is, the last one is told.
+    """
+
+    longest: float = 0.0
+
+    async def measure(self) -> None:
+        while True:
+            before = trio.current_time()
+            for _ in range(4):
+                await trio.lowlevel.checkpoint()
+            self.longest = max(self.longest, trio.current_time() - before)
+            await trio.sleep(0.001)  # to measure all the time would be a load

@@ -9,6 +9,7 @@ import trio
 
 from supervisor import Connection, Identity, Limits, Options, Request, Server, Unauthorized, events
 from tests.serving import Raw, connect, frame, open_server, settled, upgrade_head
+from tests.siege import Delay
 
 EACH = 2_000
 AT_ONCE = 40
@@ -69,7 +70,7 @@ async def test_nobody_takes_longer_than_the_bound(
     visit: Callable[[Raw], Awaitable[float | None]], record_property
 ) -> None:
     slowest = 0.0
-    late = 0.0
+    delay = Delay()
 
     def listen(event: events.Event) -> None:
         nonlocal slowest
@@ -90,20 +91,12 @@ async def test_nobody_takes_longer_than_the_bound(
                 if conn.user in ("mute", "never reading") and trio.current_time() - conn.opened_at > 0.1:
                     conn.close()
 
-    async def watch() -> None:
-        """What this machine adds by being late."""
-        nonlocal late
-        while True:
-            started = trio.current_time()
-            await trio.sleep(0.01)
-            late = max(late, trio.current_time() - started - 0.01)
-
     limits = Limits(per_user=EACH, total=EACH, max_message_size=1000)
     async with open_server(handler, Options(authenticate=authenticate), limits=limits) as server:
         server.supervisor.subscribe(listen)
         async with trio.open_nursery() as background:
             background.start_soon(disconnect, server)
-            background.start_soon(watch)
+            background.start_soon(delay.measure)
             at_once = AT_ONCE * 4 if visit in (mute, never_reading) else AT_ONCE
             async with trio.open_nursery() as nursery:
                 for _ in range(at_once):
@@ -111,6 +104,6 @@ async def test_nobody_takes_longer_than_the_bound(
             await settled(server.supervisor)
             background.cancel_scope.cancel()
         record_property(f"slowest of {EACH}, {visit.__name__}", slowest)
-        record_property(f"this machine was late by, {visit.__name__}", late)
-        assert slowest <= 0.5 + late
+        record_property(f"this machine was late by, {visit.__name__}", delay.longest)
+        assert slowest <= 0.5 + delay.longest
         assert server.supervisor.statistics().set_aside == 0

@@ -21,6 +21,7 @@ from supervisor import Connection, Limits, Options, Overflow, Policies, Server, 
 from supervisor._words.profiles import PROFILES
 from supervisor.testing import MemoryProfiler
 from tests.serving import connect, file_descriptors, open_server, settled, tasks, upgrade_head
+from tests.siege import Delay
 
 CROWD = Path(__file__).parent / "crowd.py"
 
@@ -234,23 +235,6 @@ async def test_shutting_down_with_a_hundred_deaf_and_a_hundred_mute_among_a_thou
 def stalled(conn: Connection) -> bool:
     since = conn.wire.stalled_since
     return since is not None and trio.current_time() - since > 0.2
-
-
-@attrs.define
-class Delay:
-    """How long a task that could run has had to wait for its turns, at worst.
-
-    Leaving takes four of them: the handler is out, the reader and the writer are, the task is, the last one is told.
-    """
-
-    longest: float = 0.0
-
-    async def measure(self) -> None:
-        while True:
-            before = trio.current_time()
-            for _ in range(4):
-                await trio.lowlevel.checkpoint()
-            self.longest = max(self.longest, trio.current_time() - before)
 
 
 @pytest.mark.req("R12", "R43")
