@@ -81,7 +81,8 @@ async def test_nobody_takes_longer_than_the_bound(
         nonlocal slowest
         for _ in range(count):
             async with connect(server, receive_buffer=4096 if visit is never_reading else None) as raw:
-                slowest = max(slowest, await visit(raw) or 0.0)
+                took = await visit(raw) or 0.0  # meanwhile others may have taken longer
+                slowest = max(slowest, took)
 
     async def disconnect(server: Server) -> None:
         """Mute and deaf peers are told to leave a moment after they have come."""
@@ -97,7 +98,7 @@ async def test_nobody_takes_longer_than_the_bound(
         async with trio.open_nursery() as background:
             background.start_soon(disconnect, server)
             background.start_soon(delay.measure)
-            at_once = AT_ONCE * 4 if visit in (mute, never_reading) else AT_ONCE
+            at_once = AT_ONCE * 2 if visit in (mute, never_reading) else AT_ONCE
             async with trio.open_nursery() as nursery:
                 for _ in range(at_once):
                     nursery.start_soon(visits, server, EACH // at_once + 1)
