@@ -106,5 +106,5 @@ async def test_nobody_takes_longer_than_the_bound(
             background.cancel_scope.cancel()
         record_property(f"slowest of {EACH}, {visit.__name__}", slowest)
         record_property(f"this machine was late by, {visit.__name__}", delay.longest)
-        assert slowest <= 0.5 + delay.longest
+        assert slowest <= 0.5 + 2 * delay.longest  # it may begin in one such moment, and end in another
         assert server.supervisor.statistics().set_aside == 0
