@@ -163,12 +163,14 @@ class Delay:
     Leaving takes four of them: the handler is out, the reader and the writer are, the task is, the last one is told.
     """
 
+    #: Seconds between two measurements; to measure all the time is a load.
+    pause: float = 0.0
     longest: float = 0.0
 
     async def measure(self) -> None:
         while True:
             before = trio.current_time()
-            await trio.sleep(0.001)  # to measure without a pause would be a load
+            await trio.sleep(self.pause)
             for _ in range(4):
                 await trio.lowlevel.checkpoint()
-            self.longest = max(self.longest, trio.current_time() - before - 0.001)
+            self.longest = max(self.longest, trio.current_time() - before - self.pause)

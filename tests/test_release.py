@@ -70,7 +70,7 @@ async def test_nobody_takes_longer_than_the_bound(
     visit: Callable[[Raw], Awaitable[float | None]], record_property
 ) -> None:
     slowest = 0.0
-    delay = Delay()
+    delay = Delay(pause=0.001)
 
     def listen(event: events.Event) -> None:
         nonlocal slowest
