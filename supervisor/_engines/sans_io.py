@@ -31,6 +31,8 @@ from .meters import Meters
 _RECEIVE_BYTES = 65_536
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
 _NO_CODE = 1006
+#: What a message counts for besides its bytes: empty ones fill the memory too.
+_OVERHEAD = 100
 #: What is said on a connection, a new token for instance, is not for the log, however much of it is wanted.
 _SILENT = logging.getLogger("supervisor.websockets")
 _SILENT.setLevel(logging.WARNING)
@@ -90,7 +92,7 @@ class SansIo:
     _protocol: Protocol = attrs.field(init=False)
     _ended: Ended | None = None
     _nursery: trio.Nursery | None = None
-    #: Complete messages, with their sizes, that nobody has asked for; and the sum of the sizes.
+    #: Complete messages that nobody has asked for, with what each counts for; and the sum of that.
     _messages: deque[tuple[str | bytes, int]] = attrs.field(factory=deque)
     _unread: int = 0
     #: The opcode and the pieces of the message that is arriving.
@@ -299,8 +301,9 @@ class SansIo:
         except UnicodeDecodeError:
             self._conclude(CloseReason.INVALID_TEXT)
             return
-        self._messages.append((message, len(octets)))
-        self._unread += len(octets)
+        size = len(octets) + _OVERHEAD
+        self._messages.append((message, size))
+        self._unread += size
 
     def _take_close(self, payload: bytes) -> None:
         self._peers_close, self._peer_is_done = payload, True

@@ -128,22 +128,26 @@ class Server:
             allowed_origins=options.allowed_origins,
             require_origin=options.require_origin,
         )
-        identity = None
-        with trio.move_on_after(self.supervisor.timeouts.handshake):
-            identity = await self._authenticate(request)
-        if identity is None:
-            raise Unavailable("it took too long to say who this is")
-        return upgrade, identity
+        return upgrade, await self._authenticate(request)
 
     async def _authenticate(self, request: Request) -> Identity:
-        authenticate = self.options.authenticate
+        """Whose request it is, in as much time as a handshake has."""
+        identity = None
         try:
-            if authenticate is None:
-                return identify_anonymous(request, allow_anonymous=self.options.allow_anonymous)
-            answer = authenticate(request)
-            return await answer if inspect.isawaitable(answer) else answer
+            with trio.move_on_after(self.supervisor.timeouts.handshake):
+                identity = await self._ask_hook(request)
         except InvalidName as error:
             raise BadRequest(str(error)) from None
+        if identity is None:
+            raise Unavailable("it took too long to say who this is")
+        return identity
+
+    async def _ask_hook(self, request: Request) -> Identity:
+        authenticate = self.options.authenticate
+        if authenticate is None:
+            return identify_anonymous(request, allow_anonymous=self.options.allow_anonymous)
+        answer = authenticate(request)
+        return await answer if inspect.isawaitable(answer) else answer
 
     async def identify(self, token: str, peer: str) -> Identity:
         """See `Authority.identify`."""
