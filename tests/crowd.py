@@ -4,8 +4,8 @@ The plan is a JSON object: ``users`` (a list of names, one connection each), ``d
 One line says how the handshakes ended; after standard input has ended, one more says how the connections did.
 
 Or it is many short lives: ``lives`` (how many), ``users`` (names, in turns), ``ways`` of ending (``leave``, ``vanish``,
-``reset``, ``nonsense``, in turns), ``at_once``. One line says how the handshakes ended, and how long they took: at
-worst, and in 99 of 100 cases.
+``reset``, ``nonsense``, ``oversize``, ``mute``, in turns), ``at_once``. One line says how the handshakes ended, and how
+long they took: at worst, and in 99 of 100 cases.
 """
 
 from __future__ import annotations
@@ -131,6 +131,11 @@ class Lives:
                     stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 case "nonsense":
                     await stream.send_all(b"\xff\xff\xff\xff")
+                case "oversize" | "mute":
+                    if way == "oversize":
+                        await stream.send_all(b"\x82\xfe\x07\xd0\0\0\0\0" + bytes(2000))
+                    while await stream.receive_some():  # until we are cut: nothing is answered
+                        pass
         except trio.BrokenResourceError:
             pass
 

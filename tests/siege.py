@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import logging
 import resource
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 import trio
@@ -16,6 +19,7 @@ from supervisor import Connection, Options, Server, echo
 from tests.serving import Raw, connect, file_descriptors, frame, open_server, settled, tasks
 
 PATIENCE = 30
+CROWD = Path(__file__).parent / "crowd.py"
 #: Nobody waits longer for an answer, whatever is going on; the promised bound on everything that is ours.
 WITHIN = 0.5
 
@@ -160,7 +164,8 @@ class Blackhole:
 class Delay:
     """How long a task that could run has had to wait for its turns, at worst.
 
-    Leaving takes four of them: the handler is out, the reader and the writer are, the task is, the last one is told.
+    Leaving takes five of them at most: the time is over, the handler is out, the reader and the writer are, the task
+    is, the last one is told.
     """
 
     #: Seconds between two measurements; to measure all the time is a load.
@@ -171,6 +176,15 @@ class Delay:
         while True:
             before = trio.current_time()
             await trio.sleep(self.pause)
-            for _ in range(4):
+            for _ in range(5):
                 await trio.lowlevel.checkpoint()
             self.longest = max(self.longest, trio.current_time() - before - self.pause)
+
+
+async def lives(server: Server, count: int, users: list[str], ways: str = "leave", at_once: int = 1) -> dict[str, Any]:
+    """So many short lives, one after another or several at once; how they were answered, and how fast."""
+    plan = {"lives": count, "users": users, "ways": ways.split(), "at_once": at_once}
+    done = await trio.run_process(
+        [sys.executable, str(CROWD), str(server.port)], stdin=json.dumps(plan).encode() + b"\n", capture_stdout=True
+    )
+    return json.loads(done.stdout)
