@@ -3,7 +3,7 @@
 The house, from the ground up; imports only ever point downward:
 
 - ``_words``       records, errors, events, close reasons, and the `Wire` seam
-- ``_engines``     what carries messages: trio-websocket over our own stream, or a borrowed connection
+- ``_engines``     what carries messages: trio-websocket or websockets over our own stream, or a borrowed connection
 - ``_decisions``   synchronous: who may come in, who must go, when; the ledger is the only hand that writes
 - ``_mechanisms``  what waits: keepers, connections' tasks, the audit, the `Supervisor`
 - ``_server``      the embedded server: sockets, handshakes, HTTP, the hub

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import socket
@@ -12,6 +13,7 @@ import attrs
 import trio
 
 from .._words.closing import CloseReason
+from .._words.frames import CLOSE, PING, close_payload, encode
 from .._words.wire import WireClosed
 
 
@@ -29,6 +31,9 @@ _CHUNK = 16_384
 #: Seconds for which somebody whose socket takes everything may send without giving way.
 _MOMENT = 0.001
 _TCP_ESTABLISHED = 1
+_PING = encode(PING, b"")
+#: The close code that says that there was no close frame; so none carries it.
+NO_CODE = 1006
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -46,6 +51,12 @@ def close_now(stream: Stream) -> None:
         sock.close()
     elif isinstance(stream, Pipe):
         stream.close()
+
+
+def goodbye(code: int, text: str, peers: bytes | None) -> bytes:
+    """Our close frame; or the peer's own, of which this is the payload, given back if nothing was wrong with it."""
+    answers = peers is not None and code == CloseReason.PEER_CLOSED.code
+    return encode(CLOSE, peers[:2] if peers is not None and answers else close_payload(code, text))
 
 
 @attrs.define(eq=False)
@@ -78,6 +89,15 @@ class Link:
             self._busy = True
             self.nursery.start_soon(self._finish, octets[written:], name="rest of a frame")
         return written > 0
+
+    def ping(self) -> None:
+        """Ask for a sign of life: now, or after what is being written, unless that does not move."""
+        if not self.offer(_PING) and self.stalled_since is None and self.nursery is not None:
+            self.nursery.start_soon(self._send_ping, name="ping")
+
+    async def _send_ping(self) -> None:
+        with contextlib.suppress(WireClosed):
+            await self.send(_PING)
 
     async def send(self, octets: bytes) -> None:
         """Write `octets`, however long it takes, in turn. `WireClosed` if that is impossible."""

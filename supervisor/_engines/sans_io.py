@@ -22,15 +22,14 @@ from websockets.frames import Opcode
 from websockets.protocol import SERVER, Protocol
 
 from .._words.closing import CloseReason
-from .._words.frames import CLOSE, PING, PONG, Frame, close_payload, encode
+from .._words.frames import PONG, Frame, encode
 from .._words.limits import Limits
 from .._words.wire import Ended, WireClosed
-from .link import Link, Stream
+from .link import NO_CODE, Link, Stream, goodbye
 from .meters import Meters
 
 _RECEIVE_BYTES = 65_536
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
-_NO_CODE = 1006
 #: What a message counts for besides its bytes: empty ones fill the memory too.
 _OVERHEAD = 100
 #: What is said on a connection, a new token for instance, is not for the log, however much of it is wanted.
@@ -337,12 +336,8 @@ class SansIo:
             return
         if self.silent_since is None and self._link.peer_is_gone():
             self._end(CloseReason.PEER_LOST)
-        elif not self._link.offer(_PING) and self._link.stalled_since is None and self._nursery is not None:
-            self._nursery.start_soon(self._send_ping, name="ping")
-
-    async def _send_ping(self) -> None:
-        with contextlib.suppress(WireClosed):
-            await self._link.send(_PING)
+        else:
+            self._link.ping()
 
     # -- ending ------------------------------------------------------------------------------------------------
 
@@ -354,24 +349,18 @@ class SansIo:
         self._pong = None
         self._news.unpark_all()
         with contextlib.suppress(WireClosed):
-            await self._link.send(self._goodbye(code, text))
+            await self._link.send(goodbye(code, text, self._peers_close))
             while not self._peer_is_done:
                 if self._hearing or self._has_reader:
                     await self._news.park()
                 else:
                     await self._hear()
 
-    def _goodbye(self, code: int, text: str) -> bytes:
-        """Our close frame; or the peer's own, given back, if there was nothing wrong with it."""
-        peers = self._peers_close
-        answers = peers is not None and code == CloseReason.PEER_CLOSED.code
-        return encode(CLOSE, peers[:2] if peers is not None and answers else close_payload(code, text))
-
     def cut(self, code: int, text: str) -> None:
         """See `Wire.cut`."""
-        if not self._goodbye_said and self._opened.is_set() and code != _NO_CODE:
+        if not self._goodbye_said and self._opened.is_set() and code != NO_CODE:
             self._goodbye_said = True
-            self._link.offer(self._goodbye(code, text))
+            self._link.offer(goodbye(code, text, self._peers_close))
         self._closing = self._over = self._peer_is_done = True
         self.attendant.give_back(self)
         self._link.cut()
@@ -384,9 +373,6 @@ class SansIo:
         self._ended = self._nursery = self._link.nursery = self._link.broken = None
         self._protocol.parser.close()
         self._protocol.parser_exc = None
-
-
-_PING = encode(PING, b"")
 
 
 def _reason_for(exception: BaseException, limits: Limits) -> tuple[CloseReason, str, BaseException | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, cast
@@ -13,10 +12,10 @@ import trio_websocket
 from wsproto.utilities import LocalProtocolError
 
 from .._words.closing import CloseReason
-from .._words.frames import CLOSE, PING, Frame, close_payload, encode
+from .._words.frames import CLOSE, Frame
 from .._words.limits import Limits
 from .._words.wire import Ended, WireClosed
-from .link import Link, Stream
+from .link import NO_CODE, Link, Stream, goodbye
 from .meters import Meters
 from .scanner import Scanner
 
@@ -136,12 +135,8 @@ class TrioWebSocket:
             return
         if self._inlet.silent_since is None and self._link.peer_is_gone():
             self._end(CloseReason.PEER_LOST)
-        elif not self._link.offer(_PING) and self._link.stalled_since is None and self._nursery is not None:
-            self._nursery.start_soon(self._send_ping, name="ping")
-
-    async def _send_ping(self) -> None:
-        with contextlib.suppress(WireClosed):
-            await self._link.send(_PING)
+        else:
+            self._link.ping()
 
     async def close(self, code: int, text: str) -> None:
         """See `Wire.close`: our close frame, never the engine's, and then the peer's answer, whatever precedes it."""
@@ -150,7 +145,7 @@ class TrioWebSocket:
         self._inlet.stop()
         self._goodbye_said = True
         try:
-            await self._link.send(self._goodbye(code, text))
+            await self._link.send(goodbye(code, text, self._inlet.scanner.close_payload))
             while not self._reader_over.is_set():  # what the engine still delivers is not wanted by anybody
                 await self._discard_messages()
             await self._inlet.wait_for_peer()
@@ -165,17 +160,11 @@ class TrioWebSocket:
         except trio_websocket.ConnectionClosed:
             await self._reader_over.wait()
 
-    def _goodbye(self, code: int, text: str) -> bytes:
-        """Our close frame; or the peer's own, given back, if there was nothing wrong with it."""
-        peers = self._inlet.scanner.close_payload
-        answers = peers is not None and code == CloseReason.PEER_CLOSED.code
-        return encode(CLOSE, peers[:2] if peers is not None and answers else close_payload(code, text))
-
     def cut(self, code: int, text: str) -> None:
         """See `Wire.cut`."""
-        if not self._goodbye_said and self._ws is not None and code != _NO_CODE:
+        if not self._goodbye_said and self._ws is not None and code != NO_CODE:
             self._goodbye_said = True
-            self._link.offer(self._goodbye(code, text))
+            self._link.offer(goodbye(code, text, self._inlet.scanner.close_payload))
         self._inlet.stop()
         self._link.cut()
         self._inlet.opened.set()  # whoever waits to send finds the link closed
@@ -186,10 +175,6 @@ class TrioWebSocket:
 
 def _nobody(reason: CloseReason, text: str) -> None:
     """Listens to an inlet whose wire is cut."""
-
-
-_PING = encode(PING, b"")
-_NO_CODE = 1006
 
 
 @attrs.define(eq=False)

@@ -254,22 +254,6 @@ def serve_app(app: Any, **settings: Any) -> None:
     asyncio.run(uvicorn.Server(config).serve(sockets=[sock]))
 
 
-def bare_tcp() -> None:
-    """No WebSocket at all: what Trio itself needs to return bytes."""
-    import trio
-
-    async def handler(stream: trio.SocketStream) -> None:
-        async for data in stream:
-            await stream.send_all(data)
-
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            listeners = await nursery.start(partial(trio.serve_tcp, handler, 0, host="127.0.0.1"))
-            say(listeners[0].socket.getsockname()[1])
-
-    trio.run(main)
-
-
 SERVERS: dict[str, Callable[[], None]] = {
     "ours": partial(ours, "trio-websocket"),
     "ours (websockets)": partial(ours, "websockets"),
