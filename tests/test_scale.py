@@ -208,14 +208,20 @@ async def test_shutting_down_with_a_hundred_deaf_and_a_hundred_mute_among_a_thou
                 assert await clients.answer() == {101: count}
             while not all(stalled(conn) for conn in server.supervisor.connections() if conn.user.startswith("deaf")):
                 await trio.sleep(0.05)
-            started = trio.current_time()
-            server.stop()
-            while len(closings) < 1000:
-                await trio.sleep(0.005)
-            took = trio.current_time() - started
+            async with trio.open_nursery() as measuring:
+                delay = Delay()
+                measuring.start_soon(delay.measure)
+                started = trio.current_time()
+                server.stop()
+                while len(closings) < 1000:
+                    await trio.sleep(0.005)
+                took = trio.current_time() - started
+                measuring.cancel_scope.cancel()
             record_property("a thousand closed in", took)
-            assert took <= 1.0
-            assert max(event.cleanup for event in closings) <= 0.5 + 0.25  # and what a busy machine adds
+            record_property("scheduling delay", delay.longest)
+            assert took <= 1.0 + delay.longest
+            assert max(event.cleanup for event in closings) <= 0.5 + delay.longest
+            assert server.supervisor.statistics().set_aside == 0
             assert await well.go_home() == {1012: 800}
 
 

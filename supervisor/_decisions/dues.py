@@ -38,6 +38,16 @@ def next_due(stay: Stay, limits: Limits, timeouts: Timeouts) -> Due:
     return math.inf, Act.SET_ASIDE
 
 
+def patience(closing: int, limits: Limits, timeouts: Timeouts) -> float:
+    """Seconds, since its end, for the goodbye of the last of `closing` that say theirs; 0.0 beyond the limit.
+
+    Of many silent peers one after another is cut in the second half of the time, so that all are gone at its end.
+    """
+    if closing > limits.closing:
+        return 0.0
+    return timeouts.close * (1 - (closing - 1) / limits.closing / 2)
+
+
 def lifetime(identity: Identity, limits: Limits, now: float, wall_clock: float) -> tuple[float, CloseReason]:
     """When a connection that opens now is over in any case, and why. From here on, the wall clock may jump."""
     ends_at = now + limits.lifetime

@@ -34,7 +34,7 @@ from .._words.wire import SEVERED
 from .admission import Admit, Wait, decide
 from .blockage import blocked_at
 from .bulletin import Bulletin, step
-from .dues import Act, expiry, lifetime, next_due
+from .dues import Act, expiry, lifetime, next_due, patience
 from .memberships import Group, Memberships
 from .ranking import Ranking
 from .rates import RateBook
@@ -286,15 +286,15 @@ class Ledger:
         return refusal
 
     @step
-    def vacate(self, stay: Stay) -> bool:
-        """The handler is out: the seats are free. True if there may be a polite goodbye."""
+    def vacate(self, stay: Stay) -> float:
+        """The handler is out: the seats are free. Returns for how long there may be a polite goodbye."""
         stay.scope = stay.handler = None
         self._give_back(stay)
         if stay.stage is not Stage.LEAVING:
-            return False
+            return 0.0
         self._refile(stay, Stage.CLOSING)
         stay.host.ring_by(self._due(stay))
-        return len(self.total.files[Stage.CLOSING]) <= self.limits.closing
+        return patience(len(self.total.files[Stage.CLOSING]), self.limits, self.timeouts)
 
     @step
     def forget(self, stay: Stay) -> None:

@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from .seats import Seats
 
 
-class Stage(enum.Enum):
+class Stage(enum.IntEnum):
     """Where a stay is filed; its whole state besides `Stay.end`. Only ever moves down this list."""
 
     #: Under `Overflow.WAIT`: wants a claim, holds nothing.
-    QUEUED = "queued"
+    QUEUED = 0
     #: Admitted and not leaving: waiting for its seats, or serving. Claims are what limits limit.
-    CLAIM = "claim"
+    CLAIM = 1
     #: Told to leave; its handler is still in.
-    LEAVING = "leaving"
+    LEAVING = 2
     #: Its handler is out and its seats are back; saying goodbye to the peer.
-    CLOSING = "closing"
+    CLOSING = 3
     #: Set aside: a task that ignores its cancellation is all that is left.
-    STUCK = "stuck"
+    STUCK = 4
     #: Nothing is left, and nothing refers to it.
-    GONE = "gone"
+    GONE = 5
 
 
 @attrs.define(eq=False)

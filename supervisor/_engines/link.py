@@ -99,6 +99,11 @@ class Link:
         with contextlib.suppress(WireClosed):
             await self.send(_PING)
 
+    async def say(self, octets: bytes) -> None:
+        """Like `send`; what can be written at once is, even if the caller's time is over."""
+        if not self.offer(octets):
+            await self.send(octets)
+
     async def send(self, octets: bytes) -> None:
         """Write `octets`, however long it takes, in turn. `WireClosed` if that is impossible."""
         await trio.lowlevel.checkpoint_if_cancelled()

@@ -349,7 +349,7 @@ class SansIo:
         self._pong = None
         self._news.unpark_all()
         with contextlib.suppress(WireClosed):
-            await self._link.send(goodbye(code, text, self._peers_close))
+            await self._link.say(goodbye(code, text, self._peers_close))
             while not self._peer_is_done:
                 if self._hearing or self._has_reader:
                     await self._news.park()

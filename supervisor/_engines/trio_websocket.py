@@ -145,7 +145,7 @@ class TrioWebSocket:
         self._inlet.stop()
         self._goodbye_said = True
         try:
-            await self._link.send(goodbye(code, text, self._inlet.scanner.close_payload))
+            await self._link.say(goodbye(code, text, self._inlet.scanner.close_payload))
             while not self._reader_over.is_set():  # what the engine still delivers is not wanted by anybody
                 await self._discard_messages()
             await self._inlet.wait_for_peer()

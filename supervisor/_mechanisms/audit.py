@@ -26,7 +26,7 @@ def _inconsistencies(ledger: Ledger) -> Iterator[str]:
     for stage in FILES:
         by_user = {stay for user in users for stay in user.roster.files[stage]}
         if by_user != ledger.total.files[stage].keys():
-            yield f"{stage.value}: the users' files and the total's differ"
+            yield f"{stage.name.lower()}: the users' files and the total's differ"
     yield from _of_limit("total", ledger.total)
     for user in users:
         yield from _of_limit(f"user {user.name!r}", user.roster)

@@ -65,9 +65,11 @@ async def live(ledger: Ledger, conn: Connection) -> None:
     try:
         async with trio.open_nursery() as nursery:
             await _serve(ledger, conn, wire, nursery)
-            await _wind_up(ledger, conn, wire, polite=ledger.vacate(conn))
+            assert conn.end is not None
+            await _wind_up(ledger, conn, wire, patience=ledger.vacate(conn))
             _cut(conn, wire)
-            nursery.cancel_scope.cancel()
+            if nursery.child_tasks:
+                _end_tasks(nursery, wire, conn.end.at + ledger.timeouts.close)
     except BaseException as exception:  # noqa: ASYNC103 - what must get out is decided in the next line
         if _ends_everything(exception):
             raise
@@ -116,26 +118,33 @@ async def _open(ledger: Ledger, conn: Connection, wire: Wire, nursery: trio.Nurs
     await trio.lowlevel.checkpoint()
 
 
-async def _wind_up(ledger: Ledger, conn: Connection, wire: Wire, *, polite: bool) -> None:
+async def _wind_up(ledger: Ledger, conn: Connection, wire: Wire, *, patience: float) -> None:
     """Close politely and run the hooks, in what is left of the time since the first reason.
 
     The hooks of a stuck handler, whose time had been over long ago, have as much time again.
     """
+    if conn.hooks is None:
+        await _close(conn, wire, patience)
+        return
     assert conn.end is not None
     since = conn.end.at if conn.closed is None else trio.current_time()
     with trio.CancelScope(shield=True, deadline=since + ledger.timeouts.close):
-        if conn.hooks is None:
-            if polite:
-                await _close(conn, wire)
-            return
         async with trio.open_nursery() as nursery:
-            if polite:
-                nursery.start_soon(_close, conn, wire)
+            nursery.start_soon(_close, conn, wire, patience)
             for hook, args in conn.hooks:
                 nursery.start_soon(_run_hook, conn, hook, args)
 
 
-async def _close(conn: Connection, wire: Wire) -> None:
+async def _close(conn: Connection, wire: Wire, patience: float) -> None:
+    """Say goodbye, for no longer than `patience` since the first reason."""
+    assert conn.end is not None
+    if not patience:
+        return
+    with trio.CancelScope(shield=True, deadline=conn.end.at + patience):
+        await _say_goodbye(conn, wire)
+
+
+async def _say_goodbye(conn: Connection, wire: Wire) -> None:
     assert conn.end is not None
     try:
         if conn.end.reason is CloseReason.TOO_SLOW:
@@ -165,6 +174,14 @@ def _cut(conn: Connection, wire: Wire) -> None:
         wire.cut(conn.end.code, conn.end.text)
     except Exception as exception:  # noqa: BLE001 - a wire that breaks its word must not keep the rest from being cleaned
         conn.report("wire", exception)
+
+
+def _end_tasks(nursery: trio.Nursery, wire: Wire, deadline: float) -> None:
+    """Those of a cut wire. Who waits for the peer has been woken by the cut, which costs half of a cancellation."""
+    if wire.silent_since is None:
+        nursery.cancel_scope.cancel()
+    else:
+        nursery.cancel_scope.deadline = deadline
 
 
 def _ends_everything(exception: BaseException) -> bool:

@@ -44,7 +44,11 @@ class Wire(Protocol):
         ...
 
     async def open(self, nursery: trio.Nursery, ended: Ended) -> None:
-        """Complete the upgrade. Tasks of the wire go into `nursery`, which is cancelled after `cut`."""
+        """Complete the upgrade. Tasks of the wire go into `nursery`.
+
+        `cut` wakes those that wait for the peer. What is left of them is cancelled: when the time is over if the wire
+        is listening, else at once.
+        """
         ...
 
     async def receive(self) -> str | bytes:
