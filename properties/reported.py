@@ -75,7 +75,7 @@ class Manager:
                 message = await wire.receive()
                 self.history[key].append(bytes(message) if isinstance(message, bytes) else message)
                 self.room_connections["lobby"].add(key)
-                await wire.send(Frame("ok"))
+                await wire.write(Frame("ok"))
         except WireClosed:
             pass
 

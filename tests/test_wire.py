@@ -37,10 +37,10 @@ async def test_a_peer_takes_what_its_kind_takes(autojump_clock, nursery, kind: P
     before = trio.current_time()
     if isinstance(expected, CloseReason):
         with pytest.raises(WireClosed):
-            await wire.send(FRAME)
+            await wire.write(FRAME)
         assert ends[0] is expected
     else:
-        await wire.send(FRAME)
+        await wire.write(FRAME)
         assert trio.current_time() - before == pytest.approx(expected)
         assert (wire.sent, ends) == (["x"], [])
     assert wire.stalled_since is None
@@ -51,10 +51,10 @@ async def test_who_has_vanished_still_has_room_for_a_little(autojump_clock, nurs
     wire = FaultWire("vanishes", write_progress=5)
     ends = await opened(wire, nursery)
     for _ in range(8):
-        await wire.send(FRAME)
+        await wire.write(FRAME)
     before = trio.current_time()
     with pytest.raises(WireClosed):
-        await wire.send(FRAME)
+        await wire.write(FRAME)
     assert (trio.current_time() - before, ends) == (pytest.approx(5), [CloseReason.TOO_SLOW])
 
 
@@ -68,7 +68,7 @@ async def test_any_call_can_raise_hang_or_shield_itself(autojump_clock, nursery,
         await {
             "open": lambda: opened(wire, nursery),
             "receive": wire.receive,
-            "send": lambda: wire.send(FRAME),
+            "send": lambda: wire.write(FRAME),
             "close": lambda: wire.close(1000, ""),
         }[call]()
 
@@ -93,7 +93,7 @@ async def test_a_fault_strikes_once_or_every_so_often(autojump_clock, nursery) -
         await opened(wire, nursery)
         for number in range(1, 8):
             try:
-                await wire.send(FRAME)
+                await wire.write(FRAME)
             except OSError:
                 numbers.append(number)
     assert list(struck.values()) == [[3], [3, 6]]

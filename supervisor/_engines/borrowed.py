@@ -89,8 +89,8 @@ class Borrowed:
         except trio.EndOfChannel:
             raise WireClosed from None
 
-    async def send(self, frame: Frame) -> None:
-        """See `Wire.send`. Cancelled here, nobody can know how much was written: the connection ends."""
+    async def write(self, frame: Frame) -> None:
+        """See `Wire.write`. Cancelled here, nobody can know how much was written: the connection ends."""
         if self._ws is None:
             raise WireClosed
         self.stalled_since = trio.current_time()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import attrs
 import trio
@@ -28,8 +28,6 @@ class Pipe(trio.abc.HalfCloseableStream):
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream] | Pipe
 #: Streams that are no sockets say nothing of progress within one call, so they are given this much at a time.
 _CHUNK = 16_384
-#: Seconds for which somebody whose socket takes everything may send without giving way.
-_MOMENT = 0.001
 _TCP_ESTABLISHED = 1
 _PING = encode(PING, b"")
 #: The close code that says that there was no close frame; so none carries it.
@@ -74,7 +72,6 @@ class Link:
     #: Since when a write has been waiting without progress.
     stalled_since: float | None = None
     closed: bool = False
-    _yielded_at: float = -math.inf
     _busy: bool = False
     _queue: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
 
@@ -87,7 +84,7 @@ class Link:
         written = self._write_now(octets)
         if 0 < written < len(octets):
             self._busy = True
-            self.nursery.start_soon(self._finish, octets[written:], name="rest of a frame")
+            self.nursery.start_soon(self._follow, octets[written:], name="rest of a frame")
         return written > 0
 
     def ping(self) -> None:
@@ -107,27 +104,27 @@ class Link:
     async def send(self, octets: bytes) -> None:
         """Write `octets`, however long it takes, in turn. `WireClosed` if that is impossible."""
         await trio.lowlevel.checkpoint_if_cancelled()
+        rest = self.write(octets)
+        if rest is not None:
+            await rest
+
+    def write(self, octets: bytes) -> Coroutine[Any, Any, None] | None:
+        """The same, now. None if the socket has taken them; else what waits until it has, to be awaited at once."""
         if self._busy:
-            await self._queue.park()  # whoever wakes us hands the turn over
+            return self._write_in_turn(octets)
+        written = self._write_now(octets)
+        if written == len(octets):
+            return None
+        self._busy = True
+        return self._finish(octets[written:], begun=written > 0)
+
+    async def _write_in_turn(self, octets: bytes) -> None:
+        await self._queue.park()  # whoever wakes us hands the turn over
+        written = self._write_now(octets)
+        if written < len(octets):
+            await self._finish(octets[written:], begun=written > 0)
         else:
-            self._busy = True
-        try:
-            written = self._write_now(octets)
-            if written < len(octets):
-                await self._write(octets[written:], begun=written > 0)
-        finally:
             self._pass_on()
-        await self._take_turns()
-
-    async def _take_turns(self) -> None:
-        """Let the others run, if whoever sends here has not done so for a moment.
-
-        Every send would be a turn of the scheduler otherwise, which costs more than the writing.
-        """
-        now = trio.current_time()
-        if now - self._yielded_at > _MOMENT:
-            self._yielded_at = now
-            await trio.lowlevel.cancel_shielded_checkpoint()
 
     def _write_now(self, octets: bytes) -> int:
         """Write what the socket takes at once; how much that was."""
@@ -141,19 +138,21 @@ class Link:
             self._break(CloseReason.PEER_LOST)
             return 0
 
-    async def _finish(self, rest: bytes) -> None:
+    async def _finish(self, rest: bytes, *, begun: bool) -> None:
         try:
-            await self._write(rest, begun=True)
-        except WireClosed:
-            pass
+            await self._wait_and_write(rest, begun=begun)
         finally:
             self._pass_on()
+
+    async def _follow(self, rest: bytes) -> None:
+        with contextlib.suppress(WireClosed):
+            await self._finish(rest, begun=True)
 
     def _pass_on(self) -> None:
         if not self._queue.unpark():
             self._busy = False
 
-    async def _write(self, octets: bytes, *, begun: bool) -> None:
+    async def _wait_and_write(self, octets: bytes, *, begun: bool) -> None:
         if self.closed:
             raise WireClosed
         left = memoryview(octets)

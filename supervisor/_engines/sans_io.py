@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 from collections import deque
+from collections.abc import Coroutine
 from typing import Any
 
 import attrs
@@ -320,10 +321,12 @@ class SansIo:
 
     # -- sending -----------------------------------------------------------------------------------------------
 
-    async def send(self, frame: Frame) -> None:
-        """See `Wire.send`; before the 101 is written, it waits."""
-        if not self._opened.is_set():
-            await self._opened.wait()
+    def write(self, frame: Frame) -> Coroutine[Any, Any, None] | None:
+        """See `Wire.write`; before the 101 is written, it waits."""
+        return self._link.write(frame.octets) if self._opened.is_set() else self._write_when_open(frame)
+
+    async def _write_when_open(self, frame: Frame) -> None:
+        await self._opened.wait()
         await self._link.send(frame.octets)
 
     def offer(self, frame: Frame) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, cast
 
@@ -120,8 +120,11 @@ class TrioWebSocket:
         await self._reader_over.wait()  # by then it is known why
         raise WireClosed
 
-    async def send(self, frame: Frame) -> None:
-        """See `Wire.send`; before the 101 is written, it waits."""
+    def write(self, frame: Frame) -> Coroutine[Any, Any, None] | None:
+        """See `Wire.write`; before the 101 is written, it waits."""
+        return self._link.write(frame.octets) if self._inlet.opened.is_set() else self._write_when_open(frame)
+
+    async def _write_when_open(self, frame: Frame) -> None:
         await self._inlet.opened.wait()
         await self._link.send(frame.octets)
 
@@ -203,7 +206,8 @@ class Inlet(trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
             head, self.head = self.head, b""
             return head
-        await self.opened.wait()
+        if not self.opened.is_set():
+            await self.opened.wait()
         if self._hung_up:
             await trio.lowlevel.checkpoint()
             return b""

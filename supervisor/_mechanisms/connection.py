@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from .supervisor import Supervisor
 
 Message = str | bytes
+#: Seconds for which somebody whose socket takes everything may send without giving way.
+_MOMENT = 0.001
 _STILL_READABLE = (CloseReason.PEER_CLOSED, CloseReason.PEER_LOST)
 
 
@@ -45,6 +48,7 @@ class Connection(Stay):
     )
     #: Set while nobody writes the outbox out; None while nobody ever had to.
     _drained: trio.Event | None = attrs.field(default=None, init=False, repr=False)
+    _gave_way_at: float = attrs.field(default=-math.inf, init=False, repr=False)
 
     @property
     def user(self) -> str:
@@ -100,17 +104,32 @@ class Connection(Stay):
         frame = message if isinstance(message, Frame) else Frame(message)
         if self.end is not None:
             raise self._closed_error()
-        ledger = self._ledger
-        ledger.suspect(self)
         try:
-            await self.drained()
-            await self.wire.send(frame)
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if self._writing:
+                await self.drained()
+            await self._write(frame)
         except WireClosed:
             raise self._closed_error() from None
-        finally:
-            ledger.unsuspect(self)
-        if ledger.policies.sent_is_activity:
-            ledger.touch(self)
+        if self._ledger.policies.sent_is_activity:
+            self._ledger.touch(self)
+
+    async def _write(self, frame: Frame) -> None:
+        """Write `frame`; while it waits for the peer, the peer is suspect.
+
+        Who writes to a socket that takes everything gives way only now and then: every message would be a turn of the
+        scheduler otherwise, which costs more than the writing.
+        """
+        rest = self.wire.write(frame)
+        if rest is not None:
+            self._ledger.suspect(self)
+            try:
+                await rest
+            finally:
+                self._ledger.unsuspect(self)
+        elif (now := trio.current_time()) - self._gave_way_at > _MOMENT:
+            self._gave_way_at = now
+            await trio.lowlevel.cancel_shielded_checkpoint()
 
     def send_nowait(self, message: Message | Frame) -> bool:
         """Send one message without waiting: written now if the socket takes it, else queued in the outbox.
@@ -132,7 +151,6 @@ class Connection(Stay):
             ledger.leave(self, CloseReason.TOO_SLOW, "too slow: the outbox is full")
         elif not self._writing and self.nursery is not None:
             self._drained = trio.Event()
-            ledger.suspect(self)
             self.nursery.start_soon(self._write_out, name=f"writer of {self.id}")
         return put is Put.QUEUED
 
@@ -142,11 +160,11 @@ class Connection(Stay):
 
     async def _write_out(self) -> None:
         """The writer: there only while something is queued."""
-        wire, drained = self.wire, self._drained
+        drained = self._drained
         assert drained is not None
         try:
             while self.outbox.frames:
-                await wire.send(self.outbox.get())
+                await self._write(self.outbox.get())
         except WireClosed:
             self.outbox.clear()
         except Exception as exception:  # noqa: BLE001 - reported as a Failed event, and it ends this connection
@@ -155,7 +173,6 @@ class Connection(Stay):
             self._ledger.leave(self, CloseReason.FAILED)
         finally:
             drained.set()
-            self._ledger.unsuspect(self)
 
     async def drained(self) -> None:
         """Wait until nothing is queued any more."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Coroutine
+from typing import Any, Protocol
 
 import trio
 
@@ -23,7 +24,7 @@ class Ended(Protocol):
 class Wire(Protocol):
     """A transport for whole messages.
 
-    The synchronous methods never wait and never raise. The asynchronous ones are cancelled without ceremony. A `send`
+    The synchronous methods never wait and never raise. The asynchronous ones are cancelled without ceremony. A write
     that is cancelled when its frame has begun is the wire's end (`CloseReason.SEND_CANCELLED`): whatever is called
     then, except `cut`, raises `WireClosed`. `open` and `close` are called at most once.
     """
@@ -55,8 +56,10 @@ class Wire(Protocol):
         """The next message, also those that arrived before the peer closed; `WireClosed` after the last."""
         ...
 
-    async def send(self, frame: Frame) -> None:
-        """Write a whole frame, after everything written before it; `WireClosed` if that is impossible."""
+    def write(self, frame: Frame) -> Coroutine[Any, Any, None] | None:
+        """Write a whole frame, after everything written before it. None if that is done; else what does it, to be
+        awaited at once, with `WireClosed` if it is impossible.
+        """
         ...
 
     def offer(self, frame: Frame) -> bool:
@@ -94,7 +97,7 @@ class Severed:
         """Not possible."""
         raise WireClosed
 
-    async def send(self, frame: Frame) -> None:
+    async def write(self, frame: Frame) -> None:
         """Not possible."""
         raise WireClosed
 

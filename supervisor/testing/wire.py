@@ -136,8 +136,8 @@ class FaultWire:
         self.received_at = trio.current_time()
         return self.inbox.popleft()
 
-    async def send(self, frame: Frame) -> None:
-        """See `Wire.send`."""
+    async def write(self, frame: Frame) -> None:
+        """See `Wire.write`."""
         self.stalled_since = trio.current_time()
         try:
             with trio.move_on_after(self.write_progress) as patience:
