@@ -26,7 +26,7 @@ import trio
 
 from supervisor import Identity, JwtAuthenticator, Limits, Options, Server, Timeouts, events, hub, open_supervisor
 from supervisor._server.lobby import Lobby
-from supervisor._server.server import start_engine
+from supervisor._server.server import open_engine
 from supervisor._server.signals import Shutdown
 from supervisor.testing.model import left_behind
 from supervisor.testing.pipe import Cut, FaultPipe
@@ -259,10 +259,10 @@ async def _play(conversations: list[Conversation]) -> list[str]:
             complaints.append(f"{event.what}: {event.exception!r}")
 
     timeouts, answers = Timeouts(), []
-    async with trio.open_nursery() as background, open_supervisor(limits=LIMITS, timeouts=timeouts) as supervisor:
+    async with open_engine(ENGINE) as engine, open_supervisor(limits=LIMITS, timeouts=timeouts) as supervisor:
         supervisor.subscribe(listen)
         options = Options(authenticate=_Sometimes())
-        server = Server(supervisor, hub, options, [], Shutdown(timeouts), start_engine(ENGINE, background), None)
+        server = Server(supervisor, hub, options, [], Shutdown(timeouts), engine, None)
         supervisor.authority = server
         lobby = Lobby(1000, timeouts.handshake, None, server.dispatch, supervisor.turned_away, server.failed)
         async with trio.open_nursery() as nursery:
@@ -278,7 +278,6 @@ async def _play(conversations: list[Conversation]) -> list[str]:
                 answers.append(judge(bytes(peer.outgoing)))
             except (AssertionError, ValueError, KeyError) as error:
                 complaints.append(f"answered {bytes(peer.outgoing)!r}: {error!r}")
-        background.cancel_scope.cancel()
     if complaints:
         raise Escaped("; ".join(complaints[:3]))
     return answers

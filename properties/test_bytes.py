@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from supervisor import CloseReason, Connection, Frame, Identity, Limits, Wire, open_supervisor
-from supervisor._engines.sans_io import Attendant, SansIo
+from supervisor._engines.sans_io import SansIo
 from supervisor._engines.trio_websocket import TrioWebSocket
 from supervisor.testing.model import left_behind
 from supervisor.testing.pipe import Cut, FaultPipe
@@ -26,7 +26,6 @@ CONVERSATION = b"".join(
         frame(CLOSE, b"\x03\xe8bye"),
     ]
 )
-ATTENDANT = Attendant(pause=1.0)
 LIMITS = Limits(max_message_size=1000)
 ECHOES = [Frame(message).octets for message in ("one", "zwölf", bytes(130))]
 
@@ -47,7 +46,7 @@ def trio_websocket(pipe: FaultPipe) -> Wire:
 
 
 def sans_io(pipe: FaultPipe) -> Wire:
-    return SansIo(pipe, "memory", KEY, None, LIMITS, 10.0, ATTENDANT)
+    return SansIo(pipe, "memory", KEY, None, LIMITS, 10.0, None)
 
 
 @pytest.fixture(params=[trio_websocket, sans_io], ids=["trio-websocket", "websockets"], autouse=True)
@@ -60,8 +59,7 @@ make_wire = trio_websocket
 
 async def live(pipe: FaultPipe, handler) -> tuple[CloseReason, float]:
     """One connection's whole life over `pipe`; why it ended, and how long it took to leave."""
-    async with trio.open_nursery() as background, open_supervisor() as supervisor:
-        background.start_soon(ATTENDANT.run)
+    async with open_supervisor() as supervisor:
         conn = await supervisor.start(make_wire(pipe), Identity(user="ann"), handler)
         await conn.wait_gone()
         await trio.testing.wait_all_tasks_blocked()
@@ -70,7 +68,6 @@ async def live(pipe: FaultPipe, handler) -> tuple[CloseReason, float]:
         failures = supervisor.statistics().failures
         assert failures == {}, failures
         assert conn.closed.stuck_at is None
-        background.cancel_scope.cancel()
     return conn.end.reason, conn.closed.cleanup
 
 

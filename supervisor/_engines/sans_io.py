@@ -1,7 +1,7 @@
-"""The second engine: the protocol of `websockets`, which does no input or output, fed by whoever wants to receive.
+"""The second engine: the protocol of `websockets`, which does no input or output, fed by the one ear of all sockets.
 
-No task reads for a connection: its handler does, in its own task, when it asks for a message. While it does something
-else, an attendant looks after it, one for all connections: pings are answered, closes and departures seen.
+What comes is parsed at once, whatever the handler is doing, and waits for it as messages. Only streams that are no
+plain sockets, and systems without epoll, need a task that reads.
 """
 
 from __future__ import annotations
@@ -22,10 +22,16 @@ from websockets.frames import Frame as Parsed
 from websockets.frames import Opcode
 from websockets.protocol import SERVER, Protocol
 
+try:
+    from websockets.speedups import apply_mask
+except ImportError:  # no binary for this system
+    from websockets.utils import apply_mask
+
 from .._words.closing import CloseReason
 from .._words.frames import PONG, Frame, encode
 from .._words.limits import Limits
 from .._words.wire import Ended, WireClosed
+from .ear import Ear
 from .link import NO_CODE, Link, Stream, goodbye
 from .meters import Meters
 
@@ -36,43 +42,11 @@ _OVERHEAD = 100
 #: What is said on a connection, a new token for instance, is not for the log, however much of it is wanted.
 _SILENT = logging.getLogger("supervisor.websockets")
 _SILENT.setLevel(logging.WARNING)
-
-
-@attrs.define(eq=False)
-class Attendant:
-    """Listens for those whose handlers do something else; `run` it as long as there may be connections."""
-
-    #: Seconds between two rounds; who has not listened for a whole one is attended to.
-    pause: float = 0.05
-    _away: set[SansIo] = attrs.field(factory=set)
-    _attended: set[SansIo] = attrs.field(factory=set)
-    _somebody: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
-
-    async def run(self) -> None:
-        """Make rounds while there is somebody to look after."""
-        while True:
-            while not self._away and not self._attended:
-                await self._somebody.park()
-            await trio.sleep(self.pause)
-            for wire in list(self._attended):
-                wire.listen_now()
-            self._attended |= self._away
-            self._away.clear()
-
-    def take(self, wire: SansIo) -> None:
-        """Its handler stops listening."""
-        self._away.add(wire)
-        if self._somebody:
-            self._somebody.unpark_all()
-
-    def give_back(self, wire: SansIo) -> None:
-        """Its handler listens again, or it is gone."""
-        self._away.discard(wire)
-        self._attended.discard(wire)
-
-    def listens_for(self, wire: SansIo) -> bool:
-        """Whether it is being looked after."""
-        return wire in self._attended
+#: The first octets of text and binary messages in one frame, and the least that one has.
+_PLAIN = (0x81, 0x82)
+_SHORTEST = 6
+#: For so many seconds, messages that came just before the end may still be asked for, and answered.
+_SOON = 0.05
 
 
 @attrs.define(eq=False)
@@ -86,7 +60,8 @@ class SansIo:
     subprotocol: str | None
     limits: Limits
     write_progress: float
-    attendant: Attendant
+    #: Hears for us; None if there is none.
+    ear: Ear | None
     _link: Link = attrs.field(init=False)
     _meters: Meters = attrs.field(init=False)
     _protocol: Protocol = attrs.field(init=False)
@@ -95,20 +70,23 @@ class SansIo:
     #: Complete messages that nobody has asked for, with what each counts for; and the sum of that.
     _messages: deque[tuple[str | bytes, int]] = attrs.field(factory=deque)
     _unread: int = 0
+    #: How many octets of an unfinished frame the protocol has been fed.
+    _behind: int = 0
     #: The opcode and the pieces of the message that is arriving.
     _opcode: Opcode = Opcode.CONT
     _pieces: list[Any] = attrs.field(factory=list)
-    #: What the last ping that has not been answered said.
+    #: What the last ping said that is still to be answered; and whether somebody is about to.
     _pong: bytes | None = None
+    _answering: bool = False
     _heard_at: float = 0.0
-    #: Somebody waits for the socket.
-    _hearing: bool = False
-    #: A task of its own listens: for streams that can only be waited for.
-    _has_reader: bool = False
+    #: What the ear hears; None if a task reads.
+    _fd: int | None = None
+    #: What comes now is heard.
+    _listening: bool = False
     _opened: trio.Event = attrs.field(factory=trio.Event)
-    #: Whoever waits for messages while somebody else listens, or for room.
+    #: Whoever waits for messages, for room, or for the peer's end.
     _news: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
-    #: What ends it, once the handler has taken the messages that came before; or comes for none of them for too long.
+    #: What ends it, once the handler has taken the messages that came before.
     _verdict: tuple[CloseReason, str, BaseException | None] | None = None
     #: No message comes any more.
     _over: bool = False
@@ -125,9 +103,8 @@ class SansIo:
 
     @property
     def silent_since(self) -> float | None:
-        """See `Wire.silent_since`."""
-        listening = self._hearing or self.attendant.listens_for(self)
-        return self._heard_at if listening and not self._full else None
+        """See `Wire.silent_since`: None while more is unread than one message may hold."""
+        return self._heard_at if self._listening else None
 
     @property
     def stalled_since(self) -> float | None:
@@ -136,7 +113,7 @@ class SansIo:
 
     @property
     def _full(self) -> bool:
-        return self._unread >= self.limits.max_message_size
+        return self._unread >= self.limits.max_message_size and not self._closing
 
     # -- opening -----------------------------------------------------------------------------------------------
 
@@ -146,11 +123,11 @@ class SansIo:
         self._link.nursery, self._link.broken = nursery, self._broken
         await self._link.send(self._answer())
         self._opened.set()
-        self._heard_at = trio.current_time()
-        self.attendant.take(self)
-        if not isinstance(self.stream, trio.SocketStream):
-            self._has_reader = True
-            nursery.start_soon(self._read_on, name="reader")
+        if self.ear is not None and isinstance(self.stream, trio.SocketStream):
+            self._fd = self.stream.socket.fileno()
+            self._start_listening()
+        else:
+            nursery.start_soon(self._read, name="reader")
 
     def _answer(self) -> bytes:
         accept = base64.b64encode(hashlib.sha1(self.key.encode() + _GUID, usedforsecurity=False).digest()).decode()
@@ -161,119 +138,152 @@ class SansIo:
         ).encode("ascii")
 
     def _broken(self, reason: CloseReason) -> None:
+        self._stop_listening()
+        self._peer_is_done = True
+        self._news.unpark_all()
         if self._opened.is_set():
             self._end(reason)
         else:  # a peer that does not take the 101 is not there
             self._end(CloseReason.PEER_LOST, "connection lost during the upgrade")
 
     def _end(self, reason: CloseReason, text: str = "", cause: BaseException | None = None) -> None:
+        if self._over or self._closing:
+            return
         self._over = True
         self._news.unpark_all()
         if self._ended is not None:
             self._ended(reason, text, cause)
 
-    # -- receiving ---------------------------------------------------------------------------------------------
+    # -- listening ---------------------------------------------------------------------------------------------
 
-    async def receive(self) -> str | bytes:
-        """See `Wire.receive`."""
-        if self._messages:
-            await trio.lowlevel.checkpoint()
-        self.attendant.give_back(self)
-        try:
-            while not self._messages:
-                if self._verdict is not None:
-                    self._end(*self._verdict)
-                if self._over:
-                    raise WireClosed
-                if self._hearing or self._has_reader:
-                    await self._news.park()
-                else:
-                    await self._hear()
-        finally:
-            if not self._over:
-                self.attendant.take(self)
-        message, size = self._messages.popleft()
-        self._unread -= size
-        if self._has_reader:
-            self._news.unpark_all()
-        return message
+    def _start_listening(self) -> None:
+        if self._fd is not None and not (self._listening or self._peer_is_done or self._link.closed):
+            assert self.ear is not None
+            self._listening, self._heard_at = True, trio.current_time()
+            self.ear.hear(self._fd, self)
 
-    async def _hear(self) -> None:
-        """Wait for the peer to say something, and take it in."""
-        self._hearing, self._heard_at = True, trio.current_time()
-        data: bytes | bytearray
-        try:
-            if isinstance(self.stream, trio.SocketStream):
-                sock = self.stream.socket
-                await trio.lowlevel.wait_readable(sock)  # to try before would be in vain, nearly always
-                data = os.read(sock.fileno(), _RECEIVE_BYTES)
-            else:
-                data = await self.stream.receive_some(_RECEIVE_BYTES)
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-            data = b""
-        finally:
-            self._hearing = False
-            self._news.unpark_all()
-        self._take_in(data)
-        if self._pong is not None:
-            with contextlib.suppress(WireClosed):  # whoever closes has said so
-                await self._link.send(self._next_pong())
+    def _stop_listening(self) -> None:
+        if self._fd is not None and self._listening:
+            assert self.ear is not None
+            self._listening = False
+            self.ear.ignore(self._fd)
 
-    def listen_now(self) -> None:
-        """Take in what has come, without waiting, as far as there is room for it."""
-        if self._verdict is not None and not self._over:
-            self._end(*self._verdict)
-        if self._over or self._hearing or self._full or not isinstance(self.stream, trio.SocketStream):
-            return
-        if self._pong is not None and not self._link.offer(encode(PONG, self._pong)):
-            return  # it does not read what it has asked for
-        self._pong = None
+    def listen(self) -> None:
+        """See `Listener.listen`."""
+        assert self._fd is not None
         try:
-            data = os.read(self.stream.socket.fileno(), _RECEIVE_BYTES)
+            data = os.read(self._fd, _RECEIVE_BYTES)
         except BlockingIOError:
             return
         except OSError:
             data = b""
         self._take_in(data)
+        if self._peer_is_done or self._full:
+            self._stop_listening()
 
-    async def _read_on(self) -> None:
-        """The reader of a stream that can only be waited for."""
+    async def _read(self) -> None:
+        """The reader, where there is no ear."""
         while not self._peer_is_done:
-            while self._full and not self._closing:
+            while self._full:
                 await self._news.park()
-            if not self._peer_is_done:
-                await self._hear()
+            self._listening, self._heard_at = True, trio.current_time()
+            try:
+                data = await self.stream.receive_some(_RECEIVE_BYTES)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                data = b""
+            finally:
+                self._listening = False
+            self._take_in(data)
 
     def _take_in(self, data: bytes | bytearray) -> None:
+        """Parse what has come; whatever is wrong with it is the end of this connection only."""
         if self._link.closed:  # cut, and nobody wants to hear any more
             self._peer_is_done = True
             return
         self._heard_at = now = trio.current_time()
+        self._meters.heard(len(data), now)
+        try:
+            rest = data if self._behind or self._pieces or self._closing else data[self._take_plain(data, now) :]
+            if rest or not data:
+                self._parse(rest, now)
+        except Exception as exception:  # noqa: BLE001 - reported as a Failed event, and it ends this connection
+            self._peer_is_done = True
+            self._conclude(CloseReason.PROTOCOL_ERROR, "", exception)
+        if self._meters.violation is not None:
+            self._conclude(*self._meters.violation)
+        if self._news:
+            self._news.unpark_all()
+
+    def _take_plain(self, data: bytes | bytearray, now: float) -> int:
+        """Take the messages that `data` begins with, if they are whole and in one frame each, as nearly all are.
+
+        Returns where they end. What is not as plain is the protocol's business, which costs more.
+        """
+        position, end = 0, len(data)
+        while end - position >= _SHORTEST and data[position] in _PLAIN and 0x80 <= data[position + 1] < 0xFF:
+            size, mask = data[position + 1] & 0x7F, position + 2
+            if size == 126:
+                size, mask = int.from_bytes(data[mask : mask + 2], "big"), mask + 2
+            payload = mask + 4
+            if payload + size > end or size > self.limits.max_message_size:
+                break
+            self._meters.message(now)
+            octets = apply_mask(data[payload : payload + size], data[mask:payload])
+            self._deliver(data[position] & 0x0F, octets)
+            position = payload + size
+        return position
+
+    def _parse(self, data: bytes | bytearray, now: float) -> None:
         protocol = self._protocol
         if data:
-            self._meters.heard(len(data), now)
+            self._behind += len(data)
             protocol.receive_data(data)
         else:
-            protocol.receive_eof()
             self._peer_is_done = True
+            protocol.receive_eof()
         protocol.data_to_send()  # pongs and goodbyes are ours
         for frame in protocol.events_received():
             assert isinstance(frame, Parsed)
+            self._behind -= _size_of(frame)
             self._take(frame, now)
-        if self._meters.violation is not None:
-            self._conclude(*self._meters.violation)
-        elif protocol.parser_exc is not None:
+        if protocol.parser_exc is not None:
             self._conclude(*_reason_for(protocol.parser_exc, self.limits))
         elif not data:
             self._conclude(CloseReason.PEER_LOST, "connection lost without a close frame")
 
     def _conclude(self, reason: CloseReason, text: str = "", cause: BaseException | None = None) -> None:
-        """Nothing comes after this; what came before is the handler's, if it comes for it."""
+        """Nothing comes after this. What has come before is the handler's, if it comes for it soon."""
         if self._verdict is not None or self._over or self._closing:
             return
         self._verdict = reason, text, cause
-        if not self._messages or self.attendant.listens_for(self):
+        if self._messages and self._nursery is not None:
+            self._nursery.start_soon(self._wait_for_handler, name="last messages")
+        else:
+            self._end(reason, text, cause)
+
+    async def _wait_for_handler(self) -> None:
+        with trio.move_on_after(_SOON):
+            while not (self._over or self._closing):
+                await self._news.park()
+        if self._verdict is not None:
             self._end(*self._verdict)
+
+    async def receive(self) -> str | bytes:
+        """See `Wire.receive`."""
+        if self._messages:
+            await trio.lowlevel.checkpoint()
+        while not self._messages:
+            if self._verdict is not None:
+                self._end(*self._verdict)
+            if self._over:
+                raise WireClosed
+            await self._news.park()
+        message, size = self._messages.popleft()
+        self._unread -= size
+        if not self._listening and not self._full:
+            self._start_listening()
+            self._news.unpark_all()
+        return message
 
     def _take(self, frame: Parsed, now: float) -> None:
         match frame.opcode:
@@ -292,12 +302,17 @@ class SansIo:
             self._opcode = frame.opcode
         self._pieces.append(frame.data)
         self._meters.fragments(len(self._pieces))
-        if not frame.fin or self._meters.violation is not None:
+        if frame.fin:
+            octets = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+            self._pieces = []
+            self._deliver(self._opcode, bytes(octets))
+
+    def _deliver(self, opcode: int, octets: bytes) -> None:
+        """One whole message, for the handler; unless something has been wrong before it."""
+        if self._verdict is not None or self._over or self._meters.violation is not None:
             return
-        octets = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        self._pieces = []
         try:
-            message = str(octets, "utf-8") if self._opcode is Opcode.TEXT else bytes(octets)
+            message = str(octets, "utf-8") if opcode == Opcode.TEXT else octets
         except UnicodeDecodeError:
             self._conclude(CloseReason.INVALID_TEXT)
             return
@@ -311,13 +326,24 @@ class SansIo:
         self._conclude(CloseReason.PEER_CLOSED, f"closed by the peer{f': {said}' if said else ''}")
 
     def _answer_ping(self, payload: bytes) -> None:
-        """Now if the socket takes it, else before anything more is read; of several, the last one counts."""
-        if self._closing or self._pong is not None or not self._link.offer(encode(PONG, payload)):
+        """Now if the socket takes it, else when it does; of several, the last one counts."""
+        if self._closing or self._nursery is None:
+            return
+        if self._answering or not self._link.offer(encode(PONG, payload)):
             self._pong = payload
+            if not self._answering:
+                self._answering = True
+                self._nursery.start_soon(self._answer_pings, name="pong")
 
-    def _next_pong(self) -> bytes:
-        payload, self._pong = self._pong or b"", None
-        return encode(PONG, payload)
+    async def _answer_pings(self) -> None:
+        try:
+            while self._pong is not None and not self._closing:
+                payload, self._pong = self._pong, None
+                await self._link.send(encode(PONG, payload))
+        except WireClosed:
+            pass
+        finally:
+            self._answering = False
 
     # -- sending -----------------------------------------------------------------------------------------------
 
@@ -349,15 +375,12 @@ class SansIo:
         if not self._opened.is_set():
             return
         self._closing = self._goodbye_said = True
-        self._pong = None
         self._news.unpark_all()
+        self._start_listening()
         with contextlib.suppress(WireClosed):
             await self._link.say(goodbye(code, text, self._peers_close))
             while not self._peer_is_done:
-                if self._hearing or self._has_reader:
-                    await self._news.park()
-                else:
-                    await self._hear()
+                await self._news.park()
 
     def cut(self, code: int, text: str) -> None:
         """See `Wire.cut`."""
@@ -365,7 +388,7 @@ class SansIo:
             self._goodbye_said = True
             self._link.offer(goodbye(code, text, self._peers_close))
         self._closing = self._over = self._peer_is_done = True
-        self.attendant.give_back(self)
+        self._stop_listening()
         self._link.cut()
         self._opened.set()  # whoever waits to send finds the link closed
         self._news.unpark_all()
@@ -373,9 +396,15 @@ class SansIo:
 
     def _let_go(self) -> None:
         """Nobody is told anything any more; and nothing of this refers to itself, so it goes without the collector."""
-        self._ended = self._nursery = self._link.nursery = self._link.broken = None
+        self._ended = self._nursery = self._link.nursery = self._link.broken = self._verdict = None
         self._protocol.parser.close()
         self._protocol.parser_exc = None
+
+
+def _size_of(frame: Parsed) -> int:
+    """How many octets it had on its way, at least: lengths may be written longer than necessary."""
+    size = len(frame.data)
+    return size + (6 if size < 126 else 8 if size < 65_536 else 14)
 
 
 def _reason_for(exception: BaseException, limits: Limits) -> tuple[CloseReason, str, BaseException | None]:

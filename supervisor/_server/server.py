@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import importlib.resources
 import inspect
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from functools import partial
 
 import attrs
 import trio
 
 from .._decisions.rates import RateBook
+from .._engines.ear import open_ear
 from .._engines.link import Stream
 from .._engines.trio_websocket import TrioWebSocket
 from .._mechanisms.supervisor import Handler, Supervisor, open_supervisor
@@ -190,17 +191,18 @@ class Server:
             raise NotFound(f"nothing at {request.path!r}")
 
 
-def start_engine(name: str, nursery: trio.Nursery) -> Engine:
+@contextlib.asynccontextmanager
+async def open_engine(name: str) -> AsyncGenerator[Engine, None]:
     """What makes wires. ValueError if what it needs is not installed."""
     if name == ENGINES[0]:
-        return TrioWebSocket
+        yield TrioWebSocket
+        return
     try:
-        from .._engines.sans_io import Attendant, SansIo
+        from .._engines.sans_io import SansIo
     except ImportError as missing:
         raise ValueError(f"this engine needs an extra: pip install 'websocket-supervisor[{name}]'") from missing
-    attendant = Attendant()
-    nursery.start_soon(attendant.run, name="attendant")
-    return partial(SansIo, attendant=attendant)
+    async with open_ear() as ear:
+        yield partial(SansIo, ear=ear)
 
 
 async def serve(
@@ -231,12 +233,12 @@ async def serve(
     try:
         with watch_signals(shutdown) if signals else contextlib.nullcontext():
             async with (
+                open_engine(options.engine) as engine,
                 open_supervisor(limits=limits, timeouts=timeouts, policies=policies, profile=profile) as supervisor,
                 trio.open_nursery() as nursery,
             ):
                 rate = limits.connect_rate_address
                 attempts = None if rate is None else RateBook(rate)
-                engine = start_engine(options.engine, nursery)
                 server = Server(supervisor, handler, options, listeners, shutdown, engine, attempts)
                 if options.authenticate is not None:
                     supervisor.authority = server

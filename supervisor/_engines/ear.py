@@ -1,0 +1,76 @@
+"""One ear for many sockets: a single task hears whoever says something, whatever their handlers are doing."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+import attrs
+import trio
+
+#: So many sockets are heard before everybody else has a turn.
+_AT_ONCE = 64
+
+
+class Listener(Protocol):
+    """Who is told that there is something to read."""
+
+    def listen(self) -> None:
+        """Read what has come, without waiting. May not raise."""
+        ...
+
+
+@attrs.define(eq=False)
+class Ear:
+    """Who listens, by file descriptor. Made by `open_ear`.
+
+    That a task of each connection waits for its socket costs Trio, and the kernel, some work for every message; here
+    they are told once who listens. And nobody's pings wait for a handler that is not receiving.
+    """
+
+    _epoll: select.epoll
+    _listeners: dict[int, Listener] = attrs.field(factory=dict)
+
+    def hear(self, fd: int, listener: Listener) -> None:
+        """Tell `listener`, from now on, when there is something to read from `fd`."""
+        self._listeners[fd] = listener
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def ignore(self, fd: int) -> None:
+        """Tell nobody any more. The socket may have been closed, if this is the same step."""
+        if self._listeners.pop(fd, None) is not None:
+            with contextlib.suppress(OSError):
+                self._epoll.unregister(fd)
+
+    async def run(self) -> None:
+        """Hear, for ever."""
+        while True:
+            await trio.lowlevel.wait_readable(self._epoll.fileno())
+            for fd, _ in self._epoll.poll(0, _AT_ONCE):
+                listener = self._listeners.get(fd)
+                if listener is not None:  # none if another one's message has ended it
+                    listener.listen()
+
+
+@contextlib.asynccontextmanager
+async def open_ear() -> AsyncGenerator[Ear | None, None]:
+    """An ear, for the length of an ``async with`` block, cancelled or not; None where the system has no epoll."""
+    if not hasattr(select, "epoll"):
+        yield None
+        return
+    with contextlib.closing(select.epoll()) as epoll:
+        ear = Ear(epoll)
+        async with trio.open_nursery() as nursery:
+            scope = trio.CancelScope(shield=True)
+            nursery.start_soon(_run, ear, scope, name="ear")
+            try:
+                yield ear
+            finally:
+                scope.cancel()
+
+
+async def _run(ear: Ear, scope: trio.CancelScope) -> None:
+    with scope:
+        await ear.run()
