@@ -50,8 +50,12 @@ class Ear:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
             for fd, _ in self._epoll.poll(0, _AT_ONCE):
                 listener = self._listeners.get(fd)
-                if listener is not None:  # none if another one's message has ended it
+                if listener is None:  # another one's message has ended it
+                    continue
+                try:
                     listener.listen()
+                except MemoryError:
+                    self.ignore(fd)  # no more can be done for it now; its heartbeat will end it
 
 
 @contextlib.asynccontextmanager

@@ -10,7 +10,7 @@ import trio
 from .._decisions.ledger import Ledger
 from .._decisions.stay import User
 
-#: A keeper that has been woken lets everybody have so many turns before it judges them by the clock: as many as it
+#: A keeper that has been woken gives everybody there so many turns before it judges them by the clock: as many as it
 #: takes to leave. They take microseconds, unless the loop is busy, and then it is not the handlers who are late.
 TURNS = 4
 
@@ -26,18 +26,17 @@ async def keep(ledger: Ledger, user: User) -> None:
 
     It is shielded: connections end through the ledger, never by a cancellation from outside.
     """
-    with trio.CancelScope(shield=True):
-        try:
-            async with trio.open_nursery() as user.nursery:
-                user.opened.set()
-                while not ledger.close_user(user):
-                    deadline = ledger.next_look(user)
-                    with trio.CancelScope(deadline=deadline) as user.alarm:
-                        await trio.sleep_forever()
-                    rang_at = trio.current_time()
-                    for _ in range(TURNS):
-                        await trio.lowlevel.checkpoint()
-                    ledger.look(user, user.alarm.deadline, rang_at)
-                user.nursery.cancel_scope.cancel()
-        finally:
-            user.nursery = user.alarm = None
+    try:
+        async with trio.open_nursery() as user.nursery:
+            user.nursery.cancel_scope.shield = True
+            user.opened.set()
+            while not ledger.close_user(user):
+                with trio.CancelScope(deadline=ledger.next_look(user)) as user.alarm:
+                    await trio.sleep_forever()
+                rang_at = trio.current_time()
+                for _ in range(TURNS if user.vacant_since is None else 0):
+                    await trio.lowlevel.checkpoint()
+                ledger.look(user, user.alarm.deadline, rang_at)
+            user.nursery.cancel_scope.cancel()
+    finally:
+        user.nursery = user.alarm = None

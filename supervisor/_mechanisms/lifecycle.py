@@ -26,7 +26,8 @@ async def start(ledger: Ledger, conn: Connection) -> None:
     try:
         await _wait_for_claim(ledger, conn)
         await _wait_for_seats(ledger, conn)
-        await conn.host.opened.wait()
+        if conn.host.nursery is None:
+            await conn.host.opened.wait()
         if conn.end is not None:
             raise ledger.give_up_waiting(conn)
         assert conn.host.nursery is not None

@@ -26,8 +26,10 @@ async def accept_forever(
 ) -> None:
     """Accept sockets and hand each to the lobby, in a task of its own in `nursery`."""
     reported_at = -_REPORT_EVERY
+    _prepare(listener.socket, timeouts)
     while True:
         try:
+            await trio.lowlevel.wait_readable(listener.socket)
             sock, address = await listener.socket.accept()
         except (OSError, MemoryError) as error:
             number = errno.ENOMEM if isinstance(error, MemoryError) else error.errno
@@ -40,13 +42,15 @@ async def accept_forever(
                 with trio.move_on_after(_BACK_OFF):
                     await lobby.make_room()
             continue
-        _prepare(sock, timeouts)
         nursery.start_soon(lobby.greet, trio.SocketStream(sock), address[0], name=f"lobby {address[0]}")
 
 
 def _prepare(sock: trio.socket.SocketType, timeouts: Timeouts) -> None:
-    """Have the kernel notice a vanished peer, also while nobody reads from it or writes to it."""
-    with suppress(OSError):  # reset already, or a system without the option: the heartbeat notices, later
+    """Have the kernel notice a vanished peer, also while nobody reads from it or writes to it.
+
+    What is accepted inherits it: that is five system calls less for each.
+    """
+    with suppress(OSError):  # a system without the option: the heartbeat notices, later
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _milliseconds(timeouts.write_progress))

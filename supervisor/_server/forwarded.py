@@ -48,7 +48,7 @@ def behind_proxies(request: Request, trusted: tuple[Network, ...]) -> Request:
     ``X-Forwarded-For`` is read from its end: what stands before the first hop that is not trusted may be anybody's
     invention. Both headers mean nothing from anybody else.
     """
-    if not _trusts(trusted, address(request.peer)):
+    if not trusted or not _trusts(trusted, address(request.peer)):
         return request
     peer = request.peer
     for hop in reversed(request.tokens("x-forwarded-for")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import ipaddress
+from functools import cached_property
 from urllib.parse import parse_qs, urlsplit
 
 import attrs
@@ -16,6 +17,8 @@ MAX_HEADERS = 100
 SUBPROTOCOL = "supervisor.v1.json"
 
 
+#: How nearly everybody writes it; to parse an address takes a while.
+_LOOPBACK = ("127.0.0.1", "::1")
 _FORWARDED = frozenset({"forwarded", "x-forwarded-for", "x-real-ip"})
 
 
@@ -46,9 +49,23 @@ class Request:
     peer: str
     secure: bool
 
+    @cached_property
+    def _values(self) -> dict[str, list[str]]:
+        values: dict[str, list[str]] = {}
+        for name, value in self.headers:
+            values.setdefault(name, []).append(value)
+        return values
+
+    @cached_property
+    def _parameters(self) -> dict[str, list[str]]:
+        try:
+            return parse_qs(self.query_string, keep_blank_values=True, max_num_fields=50, errors="strict")
+        except ValueError:
+            raise BadRequest("the query string cannot be understood") from None
+
     def all(self, name: str) -> list[str]:
         """Every value of one header, in order; `name` in lower case."""
-        return [value for key, value in self.headers if key == name]
+        return self._values.get(name, [])
 
     def header(self, name: str) -> str | None:
         """The value of a header that must not be repeated; `BadRequest` if it is."""
@@ -64,11 +81,7 @@ class Request:
 
     def query(self, name: str) -> str | None:
         """One query parameter, None if it is absent; `BadRequest` if it is repeated or not UTF-8."""
-        try:
-            values = parse_qs(self.query_string, keep_blank_values=True, max_num_fields=50, errors="strict")
-        except ValueError:
-            raise BadRequest("the query string cannot be understood") from None
-        found = values.get(name, [])
+        found = self._parameters.get(name, [])
         if len(found) > 1:
             raise BadRequest(f"repeated query parameter: {name}")
         return found[0] if found else None
@@ -84,7 +97,7 @@ class Request:
 
         The name matters: a page of another site can make its own name resolve to 127.0.0.1, but not send ours.
         """
-        if not _is_loopback(self.peer) or any(name in _FORWARDED for name, _ in self.headers):
+        if not _is_loopback(self.peer) or not _FORWARDED.isdisjoint(self._values):
             return False  # a proxy on this machine speaks for somebody else
         try:
             host = urlsplit(f"//{self.header('host') or ''}").hostname or ""
@@ -94,6 +107,8 @@ class Request:
 
 
 def _is_loopback(address: str) -> bool:
+    if address in _LOOPBACK:
+        return True
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:

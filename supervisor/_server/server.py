@@ -133,22 +133,18 @@ class Server:
 
     async def _authenticate(self, request: Request) -> Identity:
         """Whose request it is, in as much time as a handshake has."""
-        identity = None
+        authenticate = self.options.authenticate
         try:
+            if authenticate is None:
+                return identify_anonymous(request, allow_anonymous=self.options.allow_anonymous)
+            answer = authenticate(request)
+            if not inspect.isawaitable(answer):
+                return answer
             with trio.move_on_after(self.supervisor.timeouts.handshake):
-                identity = await self._ask_hook(request)
+                return await answer
         except InvalidName as error:
             raise BadRequest(str(error)) from None
-        if identity is None:
-            raise Unavailable("it took too long to say who this is")
-        return identity
-
-    async def _ask_hook(self, request: Request) -> Identity:
-        authenticate = self.options.authenticate
-        if authenticate is None:
-            return identify_anonymous(request, allow_anonymous=self.options.allow_anonymous)
-        answer = authenticate(request)
-        return await answer if inspect.isawaitable(answer) else answer
+        raise Unavailable("it took too long to say who this is")
 
     async def identify(self, token: str, peer: str) -> Identity:
         """See `Authority.identify`."""
