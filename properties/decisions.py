@@ -36,7 +36,7 @@ from supervisor._decisions.admission import Admit, Refuse, Wait, decide
 from supervisor._decisions.bulletin import Bulletin, step
 from supervisor._decisions.dues import OVERRUN, Act, lifetime, next_due
 from supervisor._decisions.memberships import Group, Memberships
-from supervisor._decisions.outbox import Outbox, Put
+from supervisor._decisions.outbox import Outbox, Put, Queued
 from supervisor._decisions.ranking import Ranking
 from supervisor._decisions.roster import Roster
 from supervisor._decisions.seats import Seats
@@ -56,47 +56,62 @@ def stay_of(user: str = "a", now: float = 0.0, ends_at: float = math.inf) -> Sta
     return Stay("c", identity, FaultWire(), None, now, ends_at, CloseReason.LIFETIME)
 
 
+WHICH = st.integers(0, 1)
+
+
 class OutboxMachine(RuleBasedStateMachine):
-    """A queue is a list."""
+    """A queue is a list; two of one user share what they may hold."""
 
-    @initialize(messages=st.integers(1, 4), octets=st.integers(20, 60), policy=st.sampled_from(SlowConsumer))
-    def open(self, messages: int, octets: int, policy: SlowConsumer) -> None:
-        self.limits = Limits(outbox_messages=messages, outbox_bytes=octets)
-        self.policy, self.outbox = policy, Outbox()
-        self.frames: list[Frame] = []
+    @initialize(
+        messages=st.integers(1, 4),
+        octets=st.integers(20, 60),
+        together=st.integers(20, 100),
+        policy=st.sampled_from(SlowConsumer),
+    )
+    def open(self, messages: int, octets: int, together: int, policy: SlowConsumer) -> None:
+        self.limits = Limits(outbox_messages=messages, outbox_bytes=octets, outbox_bytes_user=together)
+        self.policy, self.total = policy, Queued()
+        self.outboxes = Outbox(self.total), Outbox(self.total)
+        self.frames: tuple[list[Frame], list[Frame]] = [], []
 
-    def too_many(self, frames: list[Frame]) -> bool:
-        size = sum(map(len, frames))
-        return len(frames) > 1 and (len(frames) > self.limits.outbox_messages or size > self.limits.outbox_bytes)
+    def too_many(self, frames: list[Frame], others: list[Frame]) -> bool:
+        size, together = sum(map(len, frames)), sum(map(len, frames + others))
+        limits = self.limits
+        return len(frames) > 1 and (
+            len(frames) > limits.outbox_messages or size > limits.outbox_bytes or together > limits.outbox_bytes_user
+        )
 
-    @rule(message=st.binary(max_size=40))
-    def put(self, message: bytes) -> None:
-        frame = Frame(message)
-        outcome = self.outbox.put(frame, self.limits, self.policy)
-        kept = [*self.frames, frame]
+    @rule(message=st.binary(max_size=40), which=WHICH)
+    def put(self, message: bytes, which: int) -> None:
+        frame, others = Frame(message), self.frames[1 - which]
+        outcome = self.outboxes[which].put(frame, self.limits, self.policy)
+        kept = [*self.frames[which], frame]
         if self.policy is SlowConsumer.DROP_OLDEST:
-            while self.too_many(kept):
+            while self.too_many(kept, others):
                 del kept[0]
-        fits = not self.too_many(kept)
+        fits = not self.too_many(kept, others)
         refused = Put.OVERFLOW if self.policy is SlowConsumer.CLOSE else Put.DROPPED
         assert outcome is (Put.QUEUED if fits else refused)
-        self.frames = kept if fits else self.frames
+        if fits:
+            self.frames[which][:] = kept
 
-    @precondition(lambda self: self.frames)
-    @rule()
-    def get(self) -> None:
-        assert self.outbox.get() is self.frames.pop(0)
+    @rule(which=WHICH)
+    def get(self, which: int) -> None:
+        if self.frames[which]:
+            assert self.outboxes[which].get() is self.frames[which].pop(0)
 
-    @rule()
-    def clear(self) -> None:
-        self.outbox.clear()
-        self.frames = []
+    @rule(which=WHICH)
+    def clear(self, which: int) -> None:
+        self.outboxes[which].clear()
+        self.frames[which].clear()
 
     @invariant()
     def they_agree(self) -> None:
-        if hasattr(self, "outbox"):
-            assert list(self.outbox.frames) == self.frames
-            assert self.outbox.bytes == sum(map(len, self.frames))
+        if hasattr(self, "outboxes"):
+            for outbox, frames in zip(self.outboxes, self.frames, strict=True):
+                assert list(outbox.frames) == frames
+                assert outbox.bytes == sum(map(len, frames))
+            assert self.total.bytes == sum(outbox.bytes for outbox in self.outboxes)
 
 
 class MembershipsMachine(RuleBasedStateMachine):

@@ -177,8 +177,12 @@ MUTANTS: dict[str, Mutant] = {
         "        self.pending.append(event)\n        self.deliver()\n",
     ),
     "the outbox has no bound": Mutant("_decisions.outbox", "return bool(self.frames) and (", "return False and ("),
+    "a user's budget is not looked at": Mutant("_decisions.outbox", "self.total.bytes + len(frame) >", "0 >"),
+    "what was queued is never given back": Mutant(
+        "_decisions.outbox", "        self._count(-self.bytes)\n", "        self.bytes = 0\n"
+    ),
     "the outbox is a stack": Mutant("_decisions.outbox", "self.frames.popleft()", "self.frames.pop()"),
-    "a dropped message is still counted": Mutant("_decisions.outbox", "        self.bytes -= len(frame)\n", ""),
+    "a dropped message is still counted": Mutant("_decisions.outbox", "        self._count(-len(frame))\n", ""),
 }
 
 

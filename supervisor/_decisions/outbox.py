@@ -21,9 +21,17 @@ class Put(enum.Enum):
 
 
 @attrs.define(eq=False)
-class Outbox:
-    """A queue of frames. Empty nearly always: a frame gets here only when the socket did not take it at once."""
+class Queued:
+    """What is queued in all outboxes of one user together."""
 
+    bytes: int = 0
+
+
+@attrs.define(eq=False)
+class Outbox:
+    """A queue of frames. Nearly never there: a frame gets here only when the socket did not take it at once."""
+
+    total: Queued = attrs.field(factory=Queued)
     frames: deque[Frame] = attrs.field(factory=deque)
     bytes: int = 0
 
@@ -35,21 +43,27 @@ class Outbox:
         if self._over(frame, limits):
             return Put.OVERFLOW if policy is SlowConsumer.CLOSE else Put.DROPPED
         self.frames.append(frame)
-        self.bytes += len(frame)
+        self._count(len(frame))
         return Put.QUEUED
 
     def get(self) -> Frame:
         """Take the oldest frame out."""
         frame = self.frames.popleft()
-        self.bytes -= len(frame)
+        self._count(-len(frame))
         return frame
 
     def clear(self) -> None:
         """Forget everything."""
         self.frames.clear()
-        self.bytes = 0
+        self._count(-self.bytes)
+
+    def _count(self, octets: int) -> None:
+        self.bytes += octets
+        self.total.bytes += octets
 
     def _over(self, frame: Frame, limits: Limits) -> bool:
         return bool(self.frames) and (
-            len(self.frames) >= limits.outbox_messages or self.bytes + len(frame) > limits.outbox_bytes
+            len(self.frames) >= limits.outbox_messages
+            or self.bytes + len(frame) > limits.outbox_bytes
+            or self.total.bytes + len(frame) > limits.outbox_bytes_user
         )

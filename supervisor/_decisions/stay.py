@@ -13,6 +13,7 @@ import trio
 from .._words.closing import CloseReason, End
 from .._words.events import Closed
 from .._words.identity import Identity
+from .outbox import Outbox, Queued
 
 if TYPE_CHECKING:
     from .._words.wire import Wire
@@ -49,6 +50,8 @@ class User:
     #: What the keeper sleeps in; its deadline is the earliest due of all connections of this user.
     alarm: trio.CancelScope | None = None
     vacant_since: float | None = None
+    #: What is queued in all their outboxes.
+    queued: Queued = attrs.field(factory=Queued)
     #: Under how many claims the ranking has them.
     ranked: int = 0
     #: Our own loop was late: until then nobody is expired for a silence that may have been ours.
@@ -87,6 +90,8 @@ class Stay:
     begun: bool = attrs.field(default=False, init=False)
     #: The handler has received at least once, so the end of the messages is how it learns of the peer's leaving.
     reads: bool = attrs.field(default=False, init=False)
+    #: Messages that wait for the socket, while somebody writes them out.
+    outbox: Outbox | None = attrs.field(default=None, init=False, repr=False)
     pinged_at: float = attrs.field(default=-math.inf, init=False, repr=False)
     closed: Closed | None = attrs.field(default=None, init=False, repr=False)
     #: Set once `closed` is; made only when somebody waits.

@@ -28,6 +28,7 @@ class Pipe(trio.abc.HalfCloseableStream):
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream] | Pipe
 #: Streams that are no sockets say nothing of progress within one call, so they are given this much at a time.
 _CHUNK = 16_384
+_RECEIVE_BYTES = 65_536
 _TCP_ESTABLISHED = 1
 _PING = encode(PING, b"")
 #: The close code that says that there was no close frame; so none carries it.
@@ -73,7 +74,39 @@ class Link:
     stalled_since: float | None = None
     closed: bool = False
     _busy: bool = False
-    _queue: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
+    #: Who waits for their turn; None while nobody ever had to.
+    _queue: trio.lowlevel.ParkingLot | None = None
+    #: Of a plain socket; whose system calls are made here, because Trio's cost more than they do.
+    _fd: int | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if isinstance(self.stream, trio.SocketStream):
+            self._fd = self.stream.socket.fileno()
+
+    async def receive(self) -> bytes | bytearray:
+        """What the peer has sent; nothing at its end, and at ours."""
+        try:
+            if self._fd is None:
+                return await self.stream.receive_some(_RECEIVE_BYTES)
+            data = None
+            while data is None and not self.closed:
+                await trio.lowlevel.wait_readable(self._fd)  # to try before would be in vain, nearly always
+                data = self.receive_now()
+            return data or b""
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return b""
+
+    def receive_now(self) -> bytes | None:
+        """The same, without waiting, from a plain socket. None if nothing has come."""
+        if self.closed:  # another socket may have its number by now
+            return b""
+        assert self._fd is not None
+        try:
+            return os.read(self._fd, _RECEIVE_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
 
     def offer(self, octets: bytes) -> bool:
         """Write `octets` now if nobody else is writing and the socket takes their beginning; its end follows by
@@ -119,6 +152,8 @@ class Link:
         return self._finish(octets[written:], begun=written > 0)
 
     async def _write_in_turn(self, octets: bytes) -> None:
+        if self._queue is None:
+            self._queue = trio.lowlevel.ParkingLot()
         await self._queue.park()  # whoever wakes us hands the turn over
         written = self._write_now(octets)
         if written < len(octets):
@@ -128,10 +163,10 @@ class Link:
 
     def _write_now(self, octets: bytes) -> int:
         """Write what the socket takes at once; how much that was."""
-        if self.closed or not isinstance(self.stream, trio.SocketStream):
+        if self.closed or self._fd is None:
             return 0
         try:
-            return os.write(self.stream.socket.fileno(), octets)
+            return os.write(self._fd, octets)
         except BlockingIOError:
             return 0
         except OSError:
@@ -149,7 +184,7 @@ class Link:
             await self._finish(rest, begun=True)
 
     def _pass_on(self) -> None:
-        if not self._queue.unpark():
+        if self._queue is None or not self._queue.unpark():
             self._busy = False
 
     async def _wait_and_write(self, octets: bytes, *, begun: bool) -> None:

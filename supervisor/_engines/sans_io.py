@@ -10,7 +10,6 @@ import base64
 import contextlib
 import hashlib
 import logging
-import os
 from collections import deque
 from collections.abc import Coroutine
 from typing import Any
@@ -32,10 +31,10 @@ from .._words.frames import PONG, Frame, encode
 from .._words.limits import Limits
 from .._words.wire import Ended, WireClosed
 from .ear import Ear
+from .latch import Latch
 from .link import NO_CODE, Link, Stream, goodbye
 from .meters import Meters
 
-_RECEIVE_BYTES = 65_536
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
 #: What a message counts for besides its bytes: empty ones fill the memory too.
 _OVERHEAD = 100
@@ -45,6 +44,8 @@ _SILENT.setLevel(logging.WARNING)
 #: The first octets of text and binary messages in one frame, and the least that one has.
 _PLAIN = (0x81, 0x82)
 _SHORTEST = 6
+#: What everybody has who has no messages; a queue of one's own is 0.8 kB.
+_NONE: deque[tuple[str | bytes, int]] = deque(maxlen=0)
 #: For so many seconds, messages that came just before the end may still be asked for, and answered.
 _SOON = 0.05
 
@@ -68,7 +69,7 @@ class SansIo:
     _ended: Ended | None = None
     _nursery: trio.Nursery | None = None
     #: Complete messages that nobody has asked for, with what each counts for; and the sum of that.
-    _messages: deque[tuple[str | bytes, int]] = attrs.field(factory=deque)
+    _messages: deque[tuple[str | bytes, int]] = _NONE
     _unread: int = 0
     #: How many octets of an unfinished frame the protocol has been fed.
     _behind: int = 0
@@ -83,7 +84,7 @@ class SansIo:
     _fd: int | None = None
     #: What comes now is heard.
     _listening: bool = False
-    _opened: trio.Event = attrs.field(factory=trio.Event)
+    _opened: Latch = attrs.field(factory=Latch)
     #: Whoever waits for messages, for room, or for the peer's end.
     _news: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
     #: What ends it, once the handler has taken the messages that came before.
@@ -141,7 +142,7 @@ class SansIo:
         self._stop_listening()
         self._peer_is_done = True
         self._news.unpark_all()
-        if self._opened.is_set():
+        if self._opened.is_set:
             self._end(reason)
         else:  # a peer that does not take the 101 is not there
             self._end(CloseReason.PEER_LOST, "connection lost during the upgrade")
@@ -170,16 +171,11 @@ class SansIo:
 
     def listen(self) -> None:
         """See `Listener.listen`."""
-        assert self._fd is not None
-        try:
-            data = os.read(self._fd, _RECEIVE_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        self._take_in(data)
-        if self._peer_is_done or self._full:
-            self._stop_listening()
+        data = self._link.receive_now()
+        if data is not None:
+            self._take_in(data)
+            if self._peer_is_done or self._full:
+                self._stop_listening()
 
     async def _read(self) -> None:
         """The reader, where there is no ear."""
@@ -188,9 +184,7 @@ class SansIo:
                 await self._news.park()
             self._listening, self._heard_at = True, trio.current_time()
             try:
-                data = await self.stream.receive_some(_RECEIVE_BYTES)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                data = b""
+                data = await self._link.receive()
             finally:
                 self._listening = False
             self._take_in(data)
@@ -279,6 +273,8 @@ class SansIo:
                 raise WireClosed
             await self._news.park()
         message, size = self._messages.popleft()
+        if not self._messages:
+            self._messages = _NONE
         self._unread -= size
         if not self._listening and not self._full:
             self._start_listening()
@@ -317,6 +313,8 @@ class SansIo:
             self._conclude(CloseReason.INVALID_TEXT)
             return
         size = len(octets) + _OVERHEAD
+        if self._messages is _NONE:
+            self._messages = deque()
         self._messages.append((message, size))
         self._unread += size
 
@@ -349,7 +347,7 @@ class SansIo:
 
     def write(self, frame: Frame) -> Coroutine[Any, Any, None] | None:
         """See `Wire.write`; before the 101 is written, it waits."""
-        return self._link.write(frame.octets) if self._opened.is_set() else self._write_when_open(frame)
+        return self._link.write(frame.octets) if self._opened.is_set else self._write_when_open(frame)
 
     async def _write_when_open(self, frame: Frame) -> None:
         await self._opened.wait()
@@ -357,11 +355,11 @@ class SansIo:
 
     def offer(self, frame: Frame) -> bool:
         """See `Wire.offer`."""
-        return self._opened.is_set() and self._link.offer(frame.octets)
+        return self._opened.is_set and self._link.offer(frame.octets)
 
     def ping(self) -> None:
         """See `Wire.ping`. A peer that the kernel knows to be gone is found here, even if nobody listens."""
-        if not self._opened.is_set():
+        if not self._opened.is_set:
             return
         if self.silent_since is None and self._link.peer_is_gone():
             self._end(CloseReason.PEER_LOST)
@@ -372,7 +370,7 @@ class SansIo:
 
     async def close(self, code: int, text: str) -> None:
         """See `Wire.close`: our close frame, and then the peer's answer, whatever precedes it."""
-        if not self._opened.is_set():
+        if not self._opened.is_set:
             return
         self._closing = self._goodbye_said = True
         self._news.unpark_all()
@@ -384,7 +382,7 @@ class SansIo:
 
     def cut(self, code: int, text: str) -> None:
         """See `Wire.cut`."""
-        if not self._goodbye_said and self._opened.is_set() and code != NO_CODE:
+        if not self._goodbye_said and self._opened.is_set and code != NO_CODE:
             self._goodbye_said = True
             self._link.offer(goodbye(code, text, self._peers_close))
         self._closing = self._over = self._peer_is_done = True

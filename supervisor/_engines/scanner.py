@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections import deque
 
 import attrs
 
@@ -27,7 +26,7 @@ class Scanner:
 
     meters: Meters
     #: The sizes of messages that are complete and that nobody has asked for, and their sum.
-    unread: deque[int] = attrs.field(factory=deque)
+    unread: list[int] = attrs.field(factory=list)
     unread_bytes: int = 0
     #: The unmasked payload of the peer's close frame; None before it is complete.
     close_payload: bytes | None = None
@@ -93,7 +92,7 @@ class Scanner:
     def read(self) -> None:
         """The oldest complete message has been asked for."""
         if self.unread:
-            self.unread_bytes -= self.unread.popleft()
+            self.unread_bytes -= self.unread.pop(0)
 
     def _finish_frame(self) -> None:
         if self._unfinished and self._final:

@@ -15,13 +15,13 @@ from .._words.closing import CloseReason
 from .._words.frames import CLOSE, Frame
 from .._words.limits import Limits
 from .._words.wire import Ended, WireClosed
+from .latch import Latch
 from .link import NO_CODE, Link, Stream, goodbye
 from .meters import Meters
 from .scanner import Scanner
 
 #: Messages that were received and that the handler has not asked for yet.
 _QUEUED_MESSAGES = 4
-_RECEIVE_BYTES = 16_384
 _ENGINE_CLOSES = {1002: CloseReason.PROTOCOL_ERROR, 1007: CloseReason.INVALID_TEXT, 1009: CloseReason.TOO_BIG}
 
 
@@ -41,7 +41,7 @@ class TrioWebSocket:
     _ended: Ended | None = None
     _nursery: trio.Nursery | None = None
     _ws: trio_websocket.WebSocketConnection | None = None
-    _reader_over: trio.Event = attrs.field(factory=trio.Event)
+    _reader_over: Latch = attrs.field(factory=Latch)
     _goodbye_said: bool = False
 
     def __attrs_post_init__(self) -> None:
@@ -75,7 +75,6 @@ class TrioWebSocket:
             self._inlet,
             message_queue_size=_QUEUED_MESSAGES,
             max_message_size=self.limits.max_message_size,
-            receive_buffer_size=_RECEIVE_BYTES,
         )
         try:
             self._ws = await request.accept(subprotocol=self.subprotocol)
@@ -98,7 +97,7 @@ class TrioWebSocket:
             self._inlet.silent_since = None
 
     def _broken(self, reason: CloseReason) -> None:
-        if self._inlet.opened.is_set():
+        if self._inlet.opened.is_set:
             self._end(reason)
         else:  # a peer that does not take the 101 is not there
             self._end(CloseReason.PEER_LOST, "connection lost during the upgrade")
@@ -122,7 +121,7 @@ class TrioWebSocket:
 
     def write(self, frame: Frame) -> Coroutine[Any, Any, None] | None:
         """See `Wire.write`; before the 101 is written, it waits."""
-        return self._link.write(frame.octets) if self._inlet.opened.is_set() else self._write_when_open(frame)
+        return self._link.write(frame.octets) if self._inlet.opened.is_set else self._write_when_open(frame)
 
     async def _write_when_open(self, frame: Frame) -> None:
         await self._inlet.opened.wait()
@@ -130,11 +129,11 @@ class TrioWebSocket:
 
     def offer(self, frame: Frame) -> bool:
         """See `Wire.offer`."""
-        return self._inlet.opened.is_set() and self._link.offer(frame.octets)
+        return self._inlet.opened.is_set and self._link.offer(frame.octets)
 
     def ping(self) -> None:
         """See `Wire.ping`. A peer that the kernel knows to be gone is found here, even if nobody reads."""
-        if not self._inlet.opened.is_set():
+        if not self._inlet.opened.is_set:
             return
         if self._inlet.silent_since is None and self._link.peer_is_gone():
             self._end(CloseReason.PEER_LOST)
@@ -149,7 +148,7 @@ class TrioWebSocket:
         self._goodbye_said = True
         try:
             await self._link.say(goodbye(code, text, self._inlet.scanner.close_payload))
-            while not self._reader_over.is_set():  # what the engine still delivers is not wanted by anybody
+            while not self._reader_over.is_set:  # what the engine still delivers is not wanted by anybody
                 await self._discard_messages()
             await self._inlet.wait_for_peer()
         except WireClosed:
@@ -194,9 +193,9 @@ class Inlet(trio.abc.HalfCloseableStream):
     #: We have begun to close: nothing goes to the engine any more, and nothing comes from it.
     closing: bool = False
     #: The 101 is written: what goes either way from now on are frames. Or there will never be any.
-    opened: trio.Event = attrs.field(factory=trio.Event)
-    #: Where the engine waits while more is unread than one message may hold.
-    _room: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
+    opened: Latch = attrs.field(factory=Latch)
+    #: What the engine waits for while more is unread than one message may hold.
+    _room: trio.Event | None = None
     _peer_is_done: bool = False
     _hung_up: bool = False
 
@@ -206,14 +205,14 @@ class Inlet(trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
             head, self.head = self.head, b""
             return head
-        if not self.opened.is_set():
-            await self.opened.wait()
+        await self.opened.wait()
         if self._hung_up:
             await trio.lowlevel.checkpoint()
             return b""
         while self.scanner.unread_bytes >= self.scanner.meters.limits.max_message_size and not self.closing:
-            await self._room.park()
-        data = await self._hear(max_bytes)
+            self._room = trio.Event()
+            await self._room.wait()
+        data = await self._hear()
         if self.closing:
             return b""
         if self.scanner.meters.violation is not None:
@@ -226,27 +225,30 @@ class Inlet(trio.abc.HalfCloseableStream):
     def read(self) -> None:
         """The handler has taken a message, so there is room for more."""
         self.scanner.read()
-        self._room.unpark_all()
+        self._make_room()
 
     def stop(self) -> None:
         """We begin to close."""
         self.closing = True
-        self._room.unpark_all()
+        self._make_room()
+
+    def _make_room(self) -> None:
+        if self._room is not None:
+            self._room.set()
+            self._room = None
 
     async def wait_for_peer(self) -> None:
         """Swallow whatever comes, until the peer has closed too."""
         while not self._peer_is_done:
-            await self._hear(_RECEIVE_BYTES)
+            await self._hear()
 
-    async def _hear(self, max_bytes: int | None) -> bytes | bytearray:
+    async def _hear(self) -> bytes | bytearray:
         if self._peer_is_done:
             await trio.lowlevel.checkpoint()
             return b""
         self.silent_since = trio.current_time()
         try:
-            data = await self.link.stream.receive_some(max_bytes)
-        except trio.BrokenResourceError:
-            data = b""
+            data = await self.link.receive()
         finally:
             self.silent_since = None
         self.scanner.feed(data, trio.current_time())

@@ -77,6 +77,9 @@ def _of_user(ledger: Ledger, user: User) -> Iterator[str]:
         yield from _of_stay(ledger, user, stay, children)
     if not {stay.task for stay in stays if stay.task is not None} <= children:
         yield f"user {user.name!r}: a connection's task is not a child of the user's nursery"
+    queued = sum(stay.outbox.bytes for stay in stays if stay.outbox is not None)
+    if user.queued.bytes != queued:
+        yield f"user {user.name!r}: {user.queued.bytes} bytes are said to be queued, and {queued} are"
     lasting = children - {trio.lowlevel.current_task()}  # a subscriber may ask during a task's own last step
     if len(lasting) > len(stays):
         yield f"user {user.name!r}: {len(lasting)} tasks for {len(stays)} connections"

@@ -40,14 +40,12 @@ class Connection(Stay):
 
     supervisor: Supervisor = attrs.field(repr=False)
     _ledger: Ledger = attrs.field(repr=False)
-    #: Messages that wait for the socket.
-    outbox: Outbox = attrs.field(factory=Outbox, init=False, repr=False)
+    #: Set when nothing is queued any more; there as long as the outbox is.
+    _drained: trio.Event | None = attrs.field(default=None, init=False, repr=False)
     #: Cleanup hooks, see `on_close`.
     hooks: list[tuple[Callable[..., Awaitable[None]], tuple[Any, ...]]] | None = attrs.field(
         default=None, init=False, repr=False
     )
-    #: Set while nobody writes the outbox out; None while nobody ever had to.
-    _drained: trio.Event | None = attrs.field(default=None, init=False, repr=False)
     _gave_way_at: float = attrs.field(default=-math.inf, init=False, repr=False)
 
     @property
@@ -73,25 +71,26 @@ class Connection(Stay):
         Raises `ConnectionClosed` once the connection is leaving; what had arrived before the peer left is still
         returned first. A complete message counts as activity (see `Policies`).
         """
-        self.reads = True
-        if self.end is not None and self.end.reason not in _STILL_READABLE:
-            raise self._closed_error()
         try:
-            message = await self.wire.receive()
-        except WireClosed:
+            return await self.__anext__()
+        except StopAsyncIteration:
             raise self._closed_error() from None
-        if self._ledger.policies.received_is_activity:
-            self._ledger.touch(self)
-        return message
 
     def __aiter__(self) -> Connection:
         return self
 
     async def __anext__(self) -> Message:
+        self.reads = True
+        if self.end is not None and self.end.reason not in _STILL_READABLE:
+            raise StopAsyncIteration
         try:
-            return await self.receive()
-        except ConnectionClosed:
+            message = await self.wire.receive()
+        except WireClosed:
+            self._note_end()
             raise StopAsyncIteration from None
+        if self._ledger.policies.received_is_activity:
+            self._ledger.touch(self)
+        return message
 
     # -- sending -----------------------------------------------------------------------------------------------
 
@@ -106,8 +105,7 @@ class Connection(Stay):
             raise self._closed_error()
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
-            if self._writing:
-                await self.drained()
+            await self.drained()
             await self._write(frame)
         except WireClosed:
             raise self._closed_error() from None
@@ -141,43 +139,43 @@ class Connection(Stay):
         frame = message if isinstance(message, Frame) else Frame(message)
         if self.end is not None or not self.begun:
             return False
-        if not self._writing and self.wire.offer(frame):
-            return True
-        if not self.serving:  # the attempt has found the peer gone
-            return False
+        if self.outbox is None:
+            if self.wire.offer(frame):
+                return True
+            if not self.serving or self.nursery is None:  # the attempt has found the peer gone
+                return False
+            self.outbox, self._drained = Outbox(self.host.queued), trio.Event()
+            self.nursery.start_soon(self._write_out, self.outbox, self._drained, name=f"writer of {self.id}")
         ledger = self._ledger
         put = self.outbox.put(frame, ledger.limits, ledger.policies.slow_consumer)
         if put is Put.OVERFLOW:
             ledger.leave(self, CloseReason.TOO_SLOW, "too slow: the outbox is full")
-        elif not self._writing and self.nursery is not None:
-            self._drained = trio.Event()
-            self.nursery.start_soon(self._write_out, name=f"writer of {self.id}")
         return put is Put.QUEUED
 
-    @property
-    def _writing(self) -> bool:
-        return self._drained is not None and not self._drained.is_set()
-
-    async def _write_out(self) -> None:
+    async def _write_out(self, outbox: Outbox, drained: trio.Event) -> None:
         """The writer: there only while something is queued."""
-        drained = self._drained
-        assert drained is not None
         try:
-            while self.outbox.frames:
-                await self._write(self.outbox.get())
+            while outbox.frames:
+                await self._write(outbox.get())
         except WireClosed:
-            self.outbox.clear()
+            pass
         except Exception as exception:  # noqa: BLE001 - reported as a Failed event, and it ends this connection
-            self.outbox.clear()
             self.report("wire", exception)
             self._ledger.leave(self, CloseReason.FAILED)
         finally:
+            outbox.clear()
+            self.outbox = self._drained = None
             drained.set()
 
     async def drained(self) -> None:
-        """Wait until nothing is queued any more."""
-        while self._drained is not None and not self._drained.is_set():
+        """Wait until nothing is queued any more. No checkpoint if nothing is."""
+        while self._drained is not None:
             await self._drained.wait()
+
+    def drop_queued(self) -> None:
+        """Forget what is queued."""
+        if self.outbox is not None:
+            self.outbox.clear()
 
     # -- belonging ---------------------------------------------------------------------------------------------
 
@@ -263,9 +261,13 @@ class Connection(Stay):
         grace = self._ledger.timeouts.handler_exit / 2 if self.reads else 0.0
         self._ledger.leave(self, reason, text, grace=grace)
 
-    def _closed_error(self) -> ConnectionClosed:
+    def _note_end(self) -> None:
+        """The wire is closed, whether or not it has said so."""
         if self.end is None:
             self._ledger.leave(self, CloseReason.PEER_LOST, grace=self._ledger.timeouts.handler_exit / 2)
+
+    def _closed_error(self) -> ConnectionClosed:
+        self._note_end()
         assert self.end is not None
         return ConnectionClosed(self.end.reason, self.end.text)
 

@@ -149,7 +149,7 @@ async def _say_goodbye(conn: Connection, wire: Wire) -> None:
     assert conn.end is not None
     try:
         if conn.end.reason is CloseReason.TOO_SLOW:
-            conn.outbox.clear()
+            conn.drop_queued()
         else:
             await conn.drained()
         if conn.end.reason.on_wire:

@@ -91,6 +91,9 @@ class Limits:
     """Messages queued towards one connection; at the limit ``policies.slow_consumer`` decides."""
     outbox_bytes: int = attrs.field(default=1_048_576, validator=_at_least(1))
     """Bytes queued towards one connection; at the limit ``policies.slow_consumer`` decides."""
+    outbox_bytes_user: int = attrs.field(default=4_194_304, validator=_at_least(1))
+    """Bytes queued towards all connections of one user; at the limit ``policies.slow_consumer`` decides, about the one
+    that another message is for."""
     lobby: int = attrs.field(default=1024, validator=_at_least(1))
     """Sockets of which it is not known yet who they are; beyond it the oldest of them is closed. They hold no seats.
     Also how many may wait under `Overflow.WAIT`; more are refused."""
