@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import select
+import time
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
 import attrs
 import trio
 
-#: So many sockets are heard before everybody else has a turn.
+#: So many sockets are heard, and for so many seconds, before everybody else has a turn.
 _AT_ONCE = 64
+_AT_MOST = 0.005
 
 
 class Listener(Protocol):
@@ -48,14 +50,20 @@ class Ear:
         """Hear, for ever."""
         while True:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
+            until = time.perf_counter() + _AT_MOST
             for fd, _ in self._epoll.poll(0, _AT_ONCE):
-                listener = self._listeners.get(fd)
-                if listener is None:  # another one's message has ended it
-                    continue
-                try:
-                    listener.listen()
-                except MemoryError:
-                    self.ignore(fd)  # no more can be done for it now; its heartbeat will end it
+                self._tell(fd)
+                if time.perf_counter() > until:  # the others will be reported again, and first
+                    break
+
+    def _tell(self, fd: int) -> None:
+        listener = self._listeners.get(fd)
+        if listener is None:  # another one's message has ended it
+            return
+        try:
+            listener.listen()
+        except MemoryError:
+            self.ignore(fd)  # no more can be done for it now; its heartbeat will end it
 
 
 @contextlib.asynccontextmanager

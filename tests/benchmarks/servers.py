@@ -202,7 +202,9 @@ def socketio() -> None:
     """python-socketio on uvicorn; its protocol is its own, and the load speaks it."""
     import socketio as library
 
-    server = library.AsyncServer(async_mode="asgi", max_http_buffer_size=MAX_SIZE, http_compression=False)
+    server = library.AsyncServer(
+        async_mode="asgi", max_http_buffer_size=MAX_SIZE, http_compression=False, ping_interval=3600
+    )  # the load does not answer its pings
 
     @server.on("m")
     async def message(sid: str, data: str) -> None:
