@@ -16,6 +16,7 @@ import os
 import random
 import sys
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -222,13 +223,16 @@ def judge(written: bytes) -> str:
     said: list[str] = []
     while rest:
         first, size, at = rest[0], rest[1], 2
-        assert first & 0x70 == 0, "reserved bits"
+        assert first & 0x30 == 0, "reserved bits"
+        assert not first & 0x40 or b"permessage-deflate" in head, "compressed without having agreed on it"
         assert size < 128, "we have masked a frame"
         if size > 125:
             width = 2 if size == 126 else 8
             size, at = int.from_bytes(rest[2 : 2 + width], "big"), 2 + width
         opcode, payload, rest = first & 0x0F, rest[at : at + size], rest[at + size :]
         assert opcode in (1, 2, 8, 9, 10), f"opcode {opcode}"
+        if first & 0x40:
+            payload = zlib.decompressobj(wbits=-15).decompress(payload + b"\0\0\xff\xff")
         said.append(_said(opcode, payload))
         assert opcode != 8 or not rest, "something after the close frame"
     return " ".join(["101", *said[:4], *said[4:][-1:]])
@@ -259,7 +263,11 @@ async def _play(conversations: list[Conversation]) -> list[str]:
             complaints.append(f"{event.what}: {event.exception!r}")
 
     timeouts, answers = Timeouts(), []
-    async with open_engine(ENGINE) as engine, open_supervisor(limits=LIMITS, timeouts=timeouts) as supervisor:
+    compression = ENGINE == "websockets"
+    async with (
+        open_engine(ENGINE, compression=compression) as engine,
+        open_supervisor(limits=LIMITS, timeouts=timeouts) as supervisor,
+    ):
         supervisor.subscribe(listen)
         options = Options(authenticate=_Sometimes())
         server = Server(supervisor, hub, options, [], Shutdown(timeouts), engine, None)

@@ -8,6 +8,7 @@ import trio
 from supervisor import CloseReason, Connection, Frame, Identity, Limits, Wire, open_supervisor
 from supervisor._engines.sans_io import SansIo
 from supervisor._engines.trio_websocket import TrioWebSocket
+from supervisor._words.upgrade import Upgrade
 from supervisor.testing.model import left_behind
 from supervisor.testing.pipe import Cut, FaultPipe
 from supervisor.testing.schedule import run
@@ -42,11 +43,11 @@ async def deaf(conn: Connection) -> None:
 
 
 def trio_websocket(pipe: FaultPipe) -> Wire:
-    return TrioWebSocket(pipe, "memory", KEY, None, LIMITS, 10.0)
+    return TrioWebSocket(pipe, "memory", Upgrade(KEY), LIMITS, 10.0)
 
 
 def sans_io(pipe: FaultPipe) -> Wire:
-    return SansIo(pipe, "memory", KEY, None, LIMITS, 10.0, None)
+    return SansIo(pipe, "memory", Upgrade(KEY), LIMITS, 10.0, None)
 
 
 @pytest.fixture(params=[trio_websocket, sans_io], ids=["trio-websocket", "websockets"], autouse=True)

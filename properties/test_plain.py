@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from supervisor import Limits
 from supervisor._engines.sans_io import SansIo
+from supervisor._words.upgrade import Upgrade
 from supervisor.testing.pipe import FaultPipe
 from tests.serving import frame
 
@@ -60,7 +61,7 @@ def pieces(octets: bytes, cuts: list[int]) -> Iterator[bytes]:
 
 
 async def hear(kind: type[SansIo], octets: bytes, cuts: list[int]) -> Heard:
-    wire = kind(FaultPipe(b""), "memory", KEY, None, LIMITS, 10.0, None)
+    wire = kind(FaultPipe(b""), "memory", Upgrade(KEY), LIMITS, 10.0, None)
     for piece in pieces(octets, cuts):
         if not wire._peer_is_done:
             wire._take_in(piece)

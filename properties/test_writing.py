@@ -28,6 +28,7 @@ from supervisor import (
 from supervisor._engines.ear import Ear, open_ear
 from supervisor._engines.sans_io import SansIo
 from supervisor._engines.trio_websocket import TrioWebSocket
+from supervisor._words.upgrade import Upgrade
 from supervisor._words.wire import Wire
 from supervisor.testing.model import left_behind
 
@@ -162,11 +163,11 @@ async def converse(
 
 
 def with_trio_websocket(stream: trio.SocketStream, ear: Ear | None) -> Wire:
-    return TrioWebSocket(stream, "memory", KEY, None, LIMITS, 10.0)
+    return TrioWebSocket(stream, "memory", Upgrade(KEY), LIMITS, 10.0)
 
 
 def with_websockets(stream: trio.SocketStream, ear: Ear | None) -> Wire:
-    return SansIo(stream, "memory", KEY, None, LIMITS, 10.0, ear)
+    return SansIo(stream, "memory", Upgrade(KEY), LIMITS, 10.0, ear)
 
 
 def is_part_of(some: list[bytes], others: list[bytes]) -> bool:

@@ -128,6 +128,7 @@ def serve_command(
     host: str = "127.0.0.1",
     port: int = 8765,
     engine: Literal["trio-websocket", "websockets"] = "trio-websocket",
+    compression: bool = False,
     certfile: str | None = None,
     keyfile: str | None = None,
     allowed_origins: tuple[str, ...] = (),
@@ -161,6 +162,8 @@ def serve_command(
         The port to listen on; 0 lets the system choose.
     engine
         What speaks the WebSocket protocol.
+    compression
+        Compress messages with clients that offer it; with the engine websockets only.
     certfile
         A TLS certificate chain (PEM).
     keyfile
@@ -199,6 +202,7 @@ def serve_command(
         host=host,
         port=port,
         engine=engine,
+        compression=compression,
         certfile=certfile,
         keyfile=keyfile,
         allowed_origins=allowed_origins,

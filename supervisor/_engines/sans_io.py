@@ -29,7 +29,9 @@ except ImportError:  # no binary for this system
 from .._words.closing import CloseReason
 from .._words.frames import PONG, Frame, encode
 from .._words.limits import Limits
+from .._words.upgrade import Upgrade
 from .._words.wire import Ended, WireClosed
+from .deflate import agree
 from .ear import Ear
 from .latch import Latch
 from .link import NO_CODE, Link, Stream, goodbye
@@ -56,13 +58,13 @@ class SansIo:
 
     stream: Stream
     peer: str
-    #: ``Sec-WebSocket-Key``, checked.
-    key: str
-    subprotocol: str | None
+    upgrade: Upgrade
     limits: Limits
     write_progress: float
     #: Hears for us; None if there is none.
     ear: Ear | None
+    #: Whether messages may be compressed, if the client offers it.
+    compression: bool = False
     _link: Link = attrs.field(init=False)
     _meters: Meters = attrs.field(init=False)
     _protocol: Protocol = attrs.field(init=False)
@@ -131,12 +133,24 @@ class SansIo:
             nursery.start_soon(self._read, name="reader")
 
     def _answer(self) -> bytes:
-        accept = base64.b64encode(hashlib.sha1(self.key.encode() + _GUID, usedforsecurity=False).digest()).decode()
-        protocol = f"Sec-WebSocket-Protocol: {self.subprotocol}\r\n" if self.subprotocol else ""
+        extensions = self._agree_on_extensions()
+        accept = base64.b64encode(
+            hashlib.sha1(self.upgrade.key.encode() + _GUID, usedforsecurity=False).digest()
+        ).decode()
+        protocol = f"Sec-WebSocket-Protocol: {self.upgrade.subprotocol}\r\n" if self.upgrade.subprotocol else ""
         return (
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Accept: {accept}\r\n{protocol}\r\n"
+            f"Sec-WebSocket-Accept: {accept}\r\n{protocol}{extensions}\r\n"
         ).encode("ascii")
+
+    def _agree_on_extensions(self) -> str:
+        agreed = agree(self.upgrade.extensions) if self.compression else None
+        if agreed is None:
+            self.compression = False
+            return ""
+        answer, extension = agreed
+        self._protocol.extensions = [extension]
+        return f"Sec-WebSocket-Extensions: {answer}\r\n"
 
     def _broken(self, reason: CloseReason) -> None:
         self._stop_listening()
@@ -197,7 +211,8 @@ class SansIo:
         self._heard_at = now = trio.current_time()
         self._meters.heard(len(data), now)
         try:
-            rest = data if self._behind or self._pieces or self._closing else data[self._take_plain(data, now) :]
+            plain = not (self._behind or self._pieces or self._closing or self.compression)
+            rest = data[self._take_plain(data, now) :] if plain else data
             if rest or not data:
                 self._parse(rest, now)
         except Exception as exception:  # noqa: BLE001 - reported as a Failed event, and it ends this connection
@@ -347,15 +362,18 @@ class SansIo:
 
     def write(self, frame: Frame) -> Coroutine[Any, Any, None] | None:
         """See `Wire.write`; before the 101 is written, it waits."""
-        return self._link.write(frame.octets) if self._opened.is_set else self._write_when_open(frame)
+        return self._link.write(self._octets(frame)) if self._opened.is_set else self._write_when_open(frame)
 
     async def _write_when_open(self, frame: Frame) -> None:
         await self._opened.wait()
-        await self._link.send(frame.octets)
+        await self._link.send(self._octets(frame))
 
     def offer(self, frame: Frame) -> bool:
         """See `Wire.offer`."""
-        return self._opened.is_set and self._link.offer(frame.octets)
+        return self._opened.is_set and self._link.offer(self._octets(frame))
+
+    def _octets(self, frame: Frame) -> bytes:
+        return frame.deflated if self.compression else frame.octets
 
     def ping(self) -> None:
         """See `Wire.ping`. A peer that the kernel knows to be gone is found here, even if nobody listens."""

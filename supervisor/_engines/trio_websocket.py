@@ -14,6 +14,7 @@ from wsproto.utilities import LocalProtocolError
 from .._words.closing import CloseReason
 from .._words.frames import CLOSE, Frame
 from .._words.limits import Limits
+from .._words.upgrade import Upgrade
 from .._words.wire import Ended, WireClosed
 from .latch import Latch
 from .link import NO_CODE, Link, Stream, goodbye
@@ -31,9 +32,7 @@ class TrioWebSocket:
 
     stream: Stream
     peer: str
-    #: ``Sec-WebSocket-Key``, checked.
-    key: str
-    subprotocol: str | None
+    upgrade: Upgrade
     limits: Limits
     write_progress: float
     _link: Link = attrs.field(init=False)
@@ -60,10 +59,10 @@ class TrioWebSocket:
 
     def _head(self) -> bytes:
         """The request that the engine sees: ours, so nothing that a peer wrote ever reaches its parser."""
-        protocol = f"Sec-WebSocket-Protocol: {self.subprotocol}\r\n" if self.subprotocol else ""
+        protocol = f"Sec-WebSocket-Protocol: {self.upgrade.subprotocol}\r\n" if self.upgrade.subprotocol else ""
         return (
             "GET / HTTP/1.1\r\nHost: supervisor\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Key: {self.key}\r\nSec-WebSocket-Version: 13\r\n{protocol}\r\n"
+            f"Sec-WebSocket-Key: {self.upgrade.key}\r\nSec-WebSocket-Version: 13\r\n{protocol}\r\n"
         ).encode("ascii")
 
     async def open(self, nursery: trio.Nursery, ended: Ended) -> None:
@@ -77,7 +76,7 @@ class TrioWebSocket:
             max_message_size=self.limits.max_message_size,
         )
         try:
-            self._ws = await request.accept(subprotocol=self.subprotocol)
+            self._ws = await request.accept(subprotocol=self.upgrade.subprotocol)
         except trio_websocket.ConnectionClosed:
             raise WireClosed from None
         self._inlet.opened.set()

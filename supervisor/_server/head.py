@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 import attrs
 
 from .._words.errors import BadRequest, Forbidden
+from .._words.upgrade import Upgrade
 
 MAX_HEAD = 16_384
 MAX_HEADERS = 100
@@ -115,14 +116,6 @@ def _is_loopback(address: str) -> bool:
         return False
 
 
-@attrs.frozen
-class Upgrade:
-    """A valid opening handshake: the key to answer, and the subprotocol that was agreed on."""
-
-    key: str
-    subprotocol: str | None
-
-
 def judge_upgrade(
     request: Request, *, trailing: bool, allowed_origins: frozenset[str], require_origin: bool
 ) -> Upgrade:
@@ -143,7 +136,8 @@ def judge_upgrade(
     if not origin_allowed(request, allowed_origins, require_origin=require_origin):
         raise Forbidden("origin not allowed")
     offered = request.tokens("sec-websocket-protocol")
-    return Upgrade(_key(request), SUBPROTOCOL if SUBPROTOCOL in offered else None)
+    extensions = ", ".join(request.all("sec-websocket-extensions"))
+    return Upgrade(_key(request), SUBPROTOCOL if SUBPROTOCOL in offered else None, extensions)
 
 
 def _key(request: Request) -> str:

@@ -39,6 +39,9 @@ class Options:
     """0 lets the system choose; see `Server.port`."""
     engine: str = attrs.field(default=ENGINES[0], validator=attrs.validators.in_(ENGINES))
     """What speaks the WebSocket protocol: ``trio-websocket``, or ``websockets`` (an extra of the same name)."""
+    compression: bool = attrs.field(default=False)
+    """Compress messages (permessage-deflate) with clients that offer it; engine ``websockets`` only. What a message
+    becomes is bounded by ``limits.max_message_size``. Not for what holds secrets beside what others may choose."""
     certfile: str | None = None
     """A TLS certificate chain (PEM) and its key; None serves without TLS."""
     keyfile: str | None = None
@@ -69,6 +72,11 @@ class Options:
         for origin in value:
             if "://" not in origin or origin.endswith("/"):
                 raise ValueError(f"an origin is scheme://host[:port] without a path, not {origin!r}")
+
+    @compression.validator
+    def _valid_compression(self, _: object, value: object) -> None:
+        if value and self.engine == ENGINES[0]:
+            raise ValueError(f"the engine {self.engine!r} does not compress")
 
     @property
     def tls_wanted(self) -> bool:

@@ -20,13 +20,14 @@ from .._words.errors import BadRequest, NotFound, RateLimited, Refused, Unavaila
 from .._words.identity import Identity, InvalidName
 from .._words.limits import Limits, Policies, Timeouts
 from .._words.profiles import Profile
+from .._words.upgrade import Upgrade
 from .._words.wire import Wire
 from .accept import accept_forever
 from .api import MethodNotAllowed, answer_api
 from .credentials import carrying
 from .exchange import Exchange
 from .forwarded import behind_proxies, group_of
-from .head import Request, Upgrade, judge_upgrade
+from .head import Request, judge_upgrade
 from .health import not_ready
 from .hub import hub
 from .identify import identify_anonymous
@@ -35,8 +36,8 @@ from .options import ENGINES, Options, Revokes
 from .pressure import Pressure
 from .signals import Shutdown, watch_signals
 
-#: Makes a wire of a stream, its peer's address, the key, the subprotocol, limits and ``timeouts.write_progress``.
-Engine = Callable[[Stream, str, str, str | None, Limits, float], Wire]
+#: Makes a wire of a stream, its peer's address, what was agreed on, limits and ``timeouts.write_progress``.
+Engine = Callable[[Stream, str, Upgrade, Limits, float], Wire]
 
 _PAGE = {
     "/": ("page.html", "text/html; charset=utf-8"),
@@ -161,8 +162,7 @@ class Server:
         return self.engine(
             exchange.stream,
             peer,
-            upgrade.key,
-            upgrade.subprotocol,
+            upgrade,
             supervisor.limits,
             supervisor.timeouts.write_progress,
         )
@@ -188,7 +188,7 @@ class Server:
 
 
 @contextlib.asynccontextmanager
-async def open_engine(name: str) -> AsyncGenerator[Engine, None]:
+async def open_engine(name: str, *, compression: bool = False) -> AsyncGenerator[Engine, None]:
     """What makes wires. ValueError if what it needs is not installed."""
     if name == ENGINES[0]:
         yield TrioWebSocket
@@ -198,7 +198,7 @@ async def open_engine(name: str) -> AsyncGenerator[Engine, None]:
     except ImportError as missing:
         raise ValueError(f"this engine needs an extra: pip install 'websocket-supervisor[{name}]'") from missing
     async with open_ear() as ear:
-        yield partial(SansIo, ear=ear)
+        yield partial(SansIo, ear=ear, compression=compression)
 
 
 async def serve(
@@ -229,7 +229,7 @@ async def serve(
     try:
         with watch_signals(shutdown) if signals else contextlib.nullcontext():
             async with (
-                open_engine(options.engine) as engine,
+                open_engine(options.engine, compression=options.compression) as engine,
                 open_supervisor(limits=limits, timeouts=timeouts, policies=policies, profile=profile) as supervisor,
                 trio.open_nursery() as nursery,
             ):
