@@ -1,7 +1,7 @@
 """Where every byte of an idle connection goes: ``python -m tests.benchmarks.bytes [ENGINE]``.
 
-By who asked for it, as Python's allocator knows it; what the allocator itself, the kernel and a TLS library need comes on
-top. So the sum is a little less than what `tests.benchmarks` measures from outside.
+By who asked for it, as Python's allocator knows it; what the allocator itself and the kernel need comes on top. So the
+sum is a little less than what `tests.benchmarks` measures from outside.
 """
 
 from __future__ import annotations
@@ -27,12 +27,11 @@ OWNERS = (
     (r"websockets/", "websockets"),
     (r"supervisor/_engines|supervisor\._engines", "ours: the wire"),
     (r"supervisor/|supervisor\.", "ours: the connection and its user"),
-    (
-        r"trio/_core/_(parking_lot|traps|io_epoll|generated)|trio/_channel|trio/_sync|trio\._(channel|sync)",
-        "Trio: waiting",
-    ),
+    (r"trio/_core/_(parking_lot|traps|io_epoll|generated)|trio[/.]_(channel|sync)", "Trio: waiting"),
     (r"trio/|trio\._|outcome|contextlib|contextvars", "Trio: tasks, nurseries, scopes, sockets"),
 )
+#: What belongs to the measuring.
+IGNORED = ("tests/*", "tracemalloc.py", "threading.py", "trio/_threads.py", "trio/_core/_thread_cache.py")
 
 
 async def idle(conn: Connection) -> None:
@@ -65,10 +64,6 @@ async def measure(engine: str) -> Counter[str]:
     for statistic in snapshot.statistics("filename"):
         found[owner(statistic.traceback)] += statistic.size
     return Counter({name: round(size / CONNECTIONS) for name, size in found.items()})
-
-
-#: What belongs to the measuring.
-IGNORED = ("tests/*", "tracemalloc.py", "threading.py", "trio/_threads.py", "trio/_core/_thread_cache.py")
 
 
 def main() -> None:
