@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -9,8 +10,9 @@ from contextlib import asynccontextmanager
 
 import attrs
 import trio
+import trio.testing
 
-from supervisor import Connection, Identity, Limits, Overflow, Policies, Supervisor, Timeouts, open_supervisor
+from supervisor import Connection, Identity, Limits, Overflow, Policies, Refused, Supervisor, Timeouts, open_supervisor
 from supervisor.testing import FaultWire
 
 ARRIVALS = 2_000
@@ -88,4 +90,28 @@ async def mass_expiry(connections: int) -> float:
         return (time.process_time() - started) / connections
 
 
-BOOKS = (admission_with_eviction, eviction_from_the_greediest, refresh, mass_expiry)
+async def drain(connections: int) -> float:
+    """CPU seconds for each of so many connections that are told to go elsewhere, all at once."""
+    async with full(connections) as house:
+        started = time.process_time()
+        await house.supervisor.drain()
+        return (time.process_time() - started) / connections
+
+
+async def storm_of_one_user(connections: int) -> float:
+    """CPU seconds for each of a thousand simultaneous arrivals of one user who may have five."""
+    async with full(connections, policies=Policies(shed_at=1.0, shed_to=1.0)) as house:
+
+        async def arrive() -> None:
+            with contextlib.suppress(Refused):  # a newer one was faster
+                await house.arrive("u0")
+
+        started = time.process_time()
+        async with trio.open_nursery() as arrivals:
+            for _ in range(1000):
+                arrivals.start_soon(arrive)
+        await trio.testing.wait_all_tasks_blocked()
+        return (time.process_time() - started) / 1000
+
+
+BOOKS = (admission_with_eviction, eviction_from_the_greediest, storm_of_one_user, refresh, mass_expiry, drain)
