@@ -7,17 +7,13 @@ from itertools import pairwise
 
 import attrs
 import pytest
-import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervisor import Limits
-from supervisor._engines.sans_io import SansIo
-from supervisor._words.upgrade import Upgrade
-from supervisor.testing.pipe import FaultPipe
+from supervisor._engines.intake import Intake
 from tests.serving import frame
 
-KEY = "AAAAAAAAAAAAAAAAAAAAAA=="
 LIMITS = Limits(max_message_size=400, max_fragments=3, message_rate="8/s", control_rate="4/s")
 #: What looks like a frame, where it is none.
 HIDDEN = frame(1, b"!", mask=bytes(4))
@@ -39,7 +35,7 @@ LONG = st.sampled_from([b"\x81\xfe\x00\x02\0\0\0\0ok", b"\x82\xff\0\0\0\0\0\0\0\
 OCTETS = st.lists(st.one_of(PLAIN, PLAIN, PLAIN, FRAMES, LONG), max_size=6).map(b"".join)
 
 
-class Thorough(SansIo):
+class Thorough(Intake):
     """Leaves everything to the protocol."""
 
     def _take_plain(self, data: bytes | bytearray, now: float) -> int:
@@ -49,6 +45,7 @@ class Thorough(SansIo):
 @attrs.define
 class Heard:
     messages: list[str | bytes]
+    pings: tuple[bytes, ...]
     verdict: object
     peers_close: bytes | None
     done: bool
@@ -60,17 +57,15 @@ def pieces(octets: bytes, cuts: list[int]) -> Iterator[bytes]:
         yield octets[start:end]
 
 
-async def hear(kind: type[SansIo], octets: bytes, cuts: list[int]) -> Heard:
-    wire = kind(FaultPipe(b""), "memory", Upgrade(KEY), LIMITS, 10.0, None)
+def hear(kind: type[Intake], octets: bytes, cuts: list[int]) -> Heard:
+    intake = kind(LIMITS)
     for piece in pieces(octets, cuts):
-        if not wire._peer_is_done:
-            wire._take_in(piece)
-    messages = [message for message, _ in wire._messages]
-    assert wire._unread == sum(size for _, size in wire._messages)
-    verdict = None if wire._verdict is None else wire._verdict[:2]
-    heard = Heard(messages, verdict, wire._peers_close, wire._peer_is_done)
-    wire._let_go()
-    return heard
+        if not intake.done:
+            intake.take_in(piece, 0.0)
+    messages = [message for message, _ in intake.messages]
+    assert intake.unread == sum(size for _, size in intake.messages)
+    verdict = None if intake.verdict is None else intake.verdict[:2]
+    return Heard(messages, intake.pings, verdict, intake.close_payload, intake.done)
 
 
 @pytest.mark.req("R38")
@@ -78,6 +73,6 @@ def test_the_shortcut_is_not_to_be_noticed() -> None:
     @settings(max_examples=1000, deadline=None)
     @given(octets=OCTETS, cuts=st.lists(st.integers(0, 30), max_size=4))
     def holds(octets: bytes, cuts: list[int]) -> None:
-        assert trio.run(hear, SansIo, octets, cuts) == trio.run(hear, Thorough, octets, cuts)
+        assert hear(Intake, octets, cuts) == hear(Thorough, octets, cuts)
 
     holds()
