@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import socket
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,10 +59,13 @@ class Crowd:
     def talks_socketio(self) -> bool:
         return self.subject.name == "socketio"
 
-    def join(self, count: int, per_user: int = 5) -> None:
+    def join(self, count: int, per_user: int = 5, receive_buffer: int | None = None) -> None:
         """So many more, one after another."""
         for number in range(len(self.socks), len(self.socks) + count):
-            sock = socket.create_connection(("127.0.0.1", self.subject.port))
+            sock = socket.socket()
+            if receive_buffer is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            sock.connect(("127.0.0.1", self.subject.port))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             path = "/socket.io/?EIO=4&transport=websocket" if self.talks_socketio else f"/ws?user=u{number // per_user}"
             sock.sendall(upgrade_head(path))
@@ -84,19 +89,36 @@ class Crowd:
             return frame(1, payload), _overhead(len(payload)) + len(payload)
         return frame(2, text), _overhead(size) + size
 
+    def p99_of_broadcasts(self, listeners: list[socket.socket], rounds: int) -> float:
+        """Seconds until 99 of 100 listeners have what one of them has said to all."""
+        octets, expected = self.message(64, shout=True)
+        took: list[float] = []
+        for _ in range(rounds):
+            took += self.exchange(octets, expected, listeners[:1], listeners, patience=5.0)
+        return statistics.quantiles(took, n=100)[-1]
+
     def exchange(
-        self, octets: bytes, expected: int, talkers: list[socket.socket], listeners: list[socket.socket]
-    ) -> None:
-        """Let `talkers` say it, and wait until each of `listeners` has so many bytes."""
+        self,
+        octets: bytes,
+        expected: int,
+        talkers: list[socket.socket],
+        listeners: list[socket.socket],
+        patience: float = PATIENCE,
+    ) -> list[float]:
+        """Let `talkers` say it, and wait until each of `listeners` has so many bytes; after how long each had."""
         by_fd = {sock.fileno(): sock for sock in listeners}
         missing = dict.fromkeys(by_fd, expected)
-        last_moment = time.monotonic() + PATIENCE
+        started, took = time.monotonic(), []
+        last_moment = started + patience
         for sock in talkers:
             self._say(sock, octets, missing, by_fd)
         while missing:
             if time.monotonic() > last_moment:
                 raise TimeoutError(f"{self.subject.name}: {len(missing)} have not been answered")
+            left = len(missing)
             self._listen(missing, by_fd)
+            took += [time.monotonic() - started] * (left - len(missing))
+        return took
 
     def _say(
         self, sock: socket.socket, octets: bytes, missing: dict[int, int], by_fd: dict[int, socket.socket]
@@ -159,19 +181,34 @@ def churn(subject: Subject, *, lives: int) -> float:
     return spent[0] / lives
 
 
-def broadcast(subject: Subject, *, receivers: int, rounds: int, size: int = 64, stalled: int = 0) -> float:
-    """CPU seconds per delivery of one message to everybody; `stalled` of them have stopped reading."""
+def broadcast(subject: Subject, *, receivers: int, rounds: int, size: int = 64) -> float:
+    """CPU seconds per delivery of one message to everybody."""
     with Crowd(subject) as crowd:
         crowd.join(receivers)
         octets, expected = crowd.message(size, shout=True)
-        listeners = crowd.socks[: receivers - stalled]
-        for sock in crowd.socks[receivers - stalled :]:
-            crowd._poll.unregister(sock.fileno())
-        crowd.exchange(octets, expected, listeners[:1], listeners)
+        crowd.exchange(octets, expected, crowd.socks[:1], crowd.socks)
         with cpu_of(subject) as spent:
             for _ in range(rounds):
-                crowd.exchange(octets, expected, listeners[:1], listeners)
+                crowd.exchange(octets, expected, crowd.socks[:1], crowd.socks)
         return spent[0] / (rounds * receivers)
+
+
+def stalls(subject: Subject, *, receivers: int, stalled: int, rounds: int) -> float:
+    """How much longer a broadcast takes to those who read, p99, when `stalled` others have stopped; inf: for ever."""
+    with Crowd(subject) as crowd:
+        crowd.join(receivers - stalled)
+        readers = list(crowd.socks)
+        before = crowd.p99_of_broadcasts(readers, rounds)
+        crowd.join(stalled, receive_buffer=4096)
+        for sock in crowd.socks[receivers - stalled :]:
+            crowd._poll.unregister(sock.fileno())
+        try:
+            octets, expected = crowd.message(65_000, shout=True)
+            for _ in range(10):  # their windows are full then
+                crowd.exchange(octets, expected, readers[:1], readers, patience=5.0)
+            return crowd.p99_of_broadcasts(readers, rounds) / before
+        except TimeoutError:
+            return math.inf
 
 
 def memory(subject: Subject, *, connections: int, per_user: int) -> float:
