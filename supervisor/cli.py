@@ -295,7 +295,7 @@ async def _announce(served: Callable[..., Awaitable[None]], secure: bool) -> Non
     async with trio.open_nursery() as nursery:
         server: Server = await nursery.start(served)
         tune_collector()
-        logging.getLogger("supervisor").debug("the cycle collector is tuned: thresholds %s", THRESHOLDS)
+        logging.getLogger("supervisor").info("the cycle collector is tuned: thresholds %s", THRESHOLDS)
         logging.getLogger("supervisor").info("serving on %s://%s/", "https" if secure else "http", server.address)
 
 
