@@ -301,7 +301,7 @@ def ranking_of(users: dict[str, User]) -> Ranking:
 )
 def ranking(shares: list[tuple[str, int]]) -> None:
     """The greediest is who holds most, and has held as many for longest."""
-    ranked, users, held = Ranking(), {name: User(name, Roster.of(9)) for name in NAMES}, dict[str, int]()
+    ranked, users, held = Ranking(), {name: User(name, Roster.of(9), Queued()) for name in NAMES}, dict[str, int]()
     for name, count in shares:
         ranked.note(users[name], count)
         if held.get(name, 0) != count:
@@ -317,7 +317,7 @@ def ranking(shares: list[tuple[str, int]]) -> None:
 
 def crowd(shares: dict[str, int], idle: list[float], maximum: int) -> tuple[Roster, dict[str, User]]:
     """A total roster, and users, with as many claims as `shares` says, interleaved."""
-    total, users = Roster.of(maximum), {name: User(name, Roster.of(99)) for name in NAMES}
+    total, users = Roster.of(maximum), {name: User(name, Roster.of(99), Queued()) for name in NAMES}
     names = sorted((number, name) for name, share in shares.items() for number in range(share))
     for (_, name), active in zip(names, idle * len(names), strict=False):
         stay = stay_of(name)
@@ -388,7 +388,7 @@ def admission(
             assert isinstance(verdict, Wait)
             assert str(verdict.refusal) == sentence
         case Overflow.EVICT_OLDEST:
-            assert verdict == Admit(crowded[0], sentence)
+            assert verdict == Admit(crowded[0], sentence, policy)
         case Overflow.EVICT_IDLEST:
             assert isinstance(verdict, Admit)
             assert verdict.evict is not None
@@ -469,7 +469,7 @@ def dues(
     """The earliest of all that is due, spelled out."""
     limits, timeouts = Limits(idle_ttl=5), Timeouts(ping_interval=3, pong=2)
     stay = stay_of(ends_at=ends_at)
-    stay.host = User("a", Roster.of(1), grace_until=grace)
+    stay.host = User("a", Roster.of(1), Queued(), grace_until=grace)
     stay.stage, stay.begun, stay.last_active, stay.pinged_at = stage, begun, active, pinged
     assert isinstance(stay.wire, FaultWire)
     stay.wire.silent_since = silent

@@ -13,10 +13,11 @@ from .stay import Stage, Stay
 
 @attrs.frozen
 class Admit:
-    """Come in; `evict` leaves for it, if not None, and is told `sentence`."""
+    """Come in; `evict`, whom `policy` has chosen, leaves for it, if not None, and is told `sentence`."""
 
     evict: Stay | None = None
     sentence: str = ""
+    policy: Overflow | None = None
 
 
 @attrs.frozen
@@ -67,4 +68,4 @@ def _overflow(name: str, limit: str, roster: Roster, ranking: Ranking, policy: O
             victim = next(iter(roster.by_activity))
         case Overflow.EVICT_GREEDIEST:
             victim = next(iter(ranking.greediest().roster.claims))
-    return Admit(victim, limit_sentence(name, limit, current, maximum))
+    return Admit(victim, limit_sentence(name, limit, current, maximum), policy)

@@ -29,13 +29,14 @@ from .._words.errors import (
     Unauthorized,
 )
 from .._words.identity import Identity
-from .._words.limits import Limits, Policies, Timeouts
+from .._words.limits import Limits, Overflow, Policies, Timeouts
 from .._words.wire import SEVERED
 from .admission import Admit, Wait, decide
 from .blockage import blocked_at
 from .bulletin import Bulletin, step
 from .dues import Act, expiry, lifetime, next_due, patience
 from .memberships import Group, Memberships
+from .outbox import Queued
 from .ranking import Ranking
 from .rates import RateBook
 from .roster import Roster
@@ -69,6 +70,8 @@ class Ledger:
     memberships: Memberships = attrs.field(factory=Memberships)
     ranking: Ranking = attrs.field(factory=Ranking)
     bulletin: Bulletin = attrs.field(factory=Bulletin)
+    #: What is queued in everybody's outboxes.
+    queued: Queued = attrs.field(factory=Queued)
     open: bool = True
     #: Attempts of each user; None without ``limits.connect_rate_user``.
     attempts: RateBook | None = attrs.field(init=False)
@@ -112,7 +115,7 @@ class Ledger:
         )
         if isinstance(verdict, Admit):
             if verdict.evict is not None:
-                self._leave(verdict.evict, CloseReason.EVICTED, verdict.sentence)
+                self._leave(verdict.evict, CloseReason.EVICTED, verdict.sentence, policy=verdict.policy)
             self._enter(stay, Stage.CLAIM)
             self._take_seats(stay)
         elif isinstance(verdict, Wait) and len(self.total.files[Stage.QUEUED]) < self.limits.lobby:
@@ -142,7 +145,7 @@ class Ledger:
         name = stay.identity.user
         user = self.users.get(name)
         if user is None:
-            user = self.users[name] = User(name, Roster.of(self.limits.per_user))
+            user = self.users[name] = User(name, Roster.of(self.limits.per_user), Queued(self.queued))
             self.keep(user)
         stay.host = user
         user.vacant_since = None
@@ -191,7 +194,9 @@ class Ledger:
             stay.host.ring_by(self._due(stay))
         else:
             scope.cancel(stay.end.text)
-        self.bulletin.post(events.Admitted(at=trio.current_time(), connection=stay.id, identity=stay.identity))
+        now = trio.current_time()
+        waited = now - stay.opened_at
+        self.bulletin.post(events.Admitted(at=now, connection=stay.id, identity=stay.identity, waited=waited))
 
     # -- staying -----------------------------------------------------------------------------------------------
 
@@ -256,13 +261,22 @@ class Ledger:
         return left
 
     def _leave(
-        self, stay: Stay, reason: CloseReason, text: str = "", *, code: int | None = None, grace: float = 0.0
+        self,
+        stay: Stay,
+        reason: CloseReason,
+        text: str = "",
+        *,
+        code: int | None = None,
+        grace: float = 0.0,
+        policy: Overflow | None = None,
     ) -> bool:
         if stay.end is not None:
             return False
         now = trio.current_time()
         stay.end = End(reason, code or reason.code, text or reason.text, now)
-        self.bulletin.post(events.Leaving(at=now, connection=stay.id, identity=stay.identity, end=stay.end))
+        self.bulletin.post(
+            events.Leaving(at=now, connection=stay.id, identity=stay.identity, end=stay.end, policy=policy)
+        )
         self.memberships.leave_all(stay)
         self._refile(stay, Stage.LEAVING)
         if stay.scope is not None and grace:
@@ -292,6 +306,7 @@ class Ledger:
         self._give_back(stay)
         if stay.stage is not Stage.LEAVING:
             return 0.0
+        stay.vacated_at = trio.current_time()
         self._refile(stay, Stage.CLOSING)
         stay.host.ring_by(self._due(stay))
         return patience(len(self.total.files[Stage.CLOSING]), self.limits, self.timeouts)
@@ -341,6 +356,8 @@ class Ledger:
             end=end,
             duration=end.at - stay.opened_at,
             cleanup=now - end.at,
+            overrun=(now if stay.vacated_at is None else stay.vacated_at) - end.at,
+            forced=stay.forced or stuck_at is not None,
             stuck_at=stuck_at,
         )
         del self.connections[stay.id]

@@ -22,9 +22,16 @@ class Put(enum.Enum):
 
 @attrs.define(eq=False)
 class Queued:
-    """What is queued in all outboxes of one user together."""
+    """What is queued in all outboxes of one user together; and of everybody, in `whole`."""
 
+    whole: Queued | None = None
     bytes: int = 0
+
+    def count(self, octets: int) -> None:
+        """So many more, or less."""
+        self.bytes += octets
+        if self.whole is not None:
+            self.whole.count(octets)
 
 
 @attrs.define(eq=False)
@@ -59,7 +66,7 @@ class Outbox:
 
     def _count(self, octets: int) -> None:
         self.bytes += octets
-        self.total.bytes += octets
+        self.total.count(octets)
 
     def _over(self, frame: Frame, limits: Limits) -> bool:
         return bool(self.frames) and (

@@ -36,6 +36,10 @@ class Ranking:
             while self._most and self._most not in self._holding:
                 self._most -= 1
 
+    def count(self, claims: int) -> int:
+        """How many users have so many."""
+        return len(self._holding.get(claims, ()))
+
     def greediest(self) -> User:
         """Who holds most; of several, who has held as many for longest. KeyError if nobody holds anything."""
         return next(iter(self._holding[self._most]))

@@ -44,14 +44,14 @@ class User:
 
     name: str
     roster: Roster
+    #: What is queued in all their outboxes.
+    queued: Queued
     #: Hosts every connection of this user; None before the keeper has opened it and after it has closed it.
     nursery: trio.Nursery | None = None
     opened: trio.Event = attrs.field(factory=trio.Event)
     #: What the keeper sleeps in; its deadline is the earliest due of all connections of this user.
     alarm: trio.CancelScope | None = None
     vacant_since: float | None = None
-    #: What is queued in all their outboxes.
-    queued: Queued = attrs.field(factory=Queued)
     #: Under how many claims the ranking has them.
     ranked: int = 0
     #: Our own loop was late: until then nobody is expired for a silence that may have been ours.
@@ -92,6 +92,10 @@ class Stay:
     reads: bool = attrs.field(default=False, init=False)
     #: Messages that wait for the socket, while somebody writes them out.
     outbox: Outbox | None = attrs.field(default=None, init=False, repr=False)
+    #: When the handler was out.
+    vacated_at: float | None = attrs.field(default=None, init=False, repr=False)
+    #: Nobody waits for the peer's goodbye any more, or ever did.
+    forced: bool = attrs.field(default=False, init=False, repr=False)
     pinged_at: float = attrs.field(default=-math.inf, init=False, repr=False)
     closed: Closed | None = attrs.field(default=None, init=False, repr=False)
     #: Set once `closed` is; made only when somebody waits.

@@ -31,6 +31,8 @@ def _inconsistencies(ledger: Ledger) -> Iterator[str]:
     for user in users:
         yield from _of_limit(f"user {user.name!r}", user.roster)
         yield from _of_user(ledger, user)
+    if ledger.queued.bytes != sum(user.queued.bytes for user in users):
+        yield f"{ledger.queued.bytes} bytes are said to be queued in all, and that is not their sum"
     yield from _of_waiting(ledger)
     yield from _of_indexes(ledger)
 

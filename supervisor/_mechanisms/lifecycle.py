@@ -140,9 +140,11 @@ async def _close(conn: Connection, wire: Wire, patience: float) -> None:
     """Say goodbye, for no longer than `patience` since the first reason."""
     assert conn.end is not None
     if not patience:
+        conn.forced = True
         return
-    with trio.CancelScope(shield=True, deadline=conn.end.at + patience):
+    with trio.CancelScope(shield=True, deadline=conn.end.at + patience) as scope:
         await _say_goodbye(conn, wire)
+    conn.forced = scope.cancelled_caught
 
 
 async def _say_goodbye(conn: Connection, wire: Wire) -> None:

@@ -28,18 +28,24 @@ class Tally:
     emergencies: int = 0
     shed: int = 0
     longest_cleanup: float = 0.0
+    #: Admitted and not given back; now, and at most.
+    inside: int = 0
+    peak: int = 0
 
     def __call__(self, event: Event) -> None:
         """Count one event."""
         match event:
             case events.Admitted():
                 self.admitted += 1
+                self.inside += 1
+                self.peak = max(self.peak, self.inside)
             case events.Refused():
                 self.refused[event.reason.name.lower()] += 1
                 self.hard_limits += event.hard
             case events.TurnedAway():
                 self.turned_away[event.error] += 1
             case events.Closed():
+                self.inside -= 1
                 self.closed[event.reason.name.lower()] += 1
                 self.set_aside += event.stuck_at is not None
                 self.longest_cleanup = max(self.longest_cleanup, event.cleanup)
@@ -67,10 +73,15 @@ class Statistics:
     stuck: int
     #: Tokens of the total limit that are held.
     seats: int
+    #: With as many connections as they may have.
+    users_at_limit: int
+    #: Queued towards slow consumers.
+    outbox_bytes: int
     per_user_limit: int
     total_limit: int
     draining: bool
-    #: Since the start.
+    #: Since the start; the most there have been at once, those that leave included.
+    peak: int
     admitted: int
     refused: Mapping[str, int]
     #: At the door, before it was known who they were; by the word for it.
@@ -97,9 +108,12 @@ def take_statistics(ledger: Ledger, tally: Tally) -> Statistics:
         closing=len(files[Stage.CLOSING]),
         stuck=len(files[Stage.STUCK]),
         seats=int(ledger.total.seats.limiter.borrowed_tokens),
+        users_at_limit=ledger.ranking.count(ledger.limits.per_user),
+        outbox_bytes=ledger.queued.bytes,
         per_user_limit=ledger.limits.per_user,
         total_limit=ledger.total.maximum,
         draining=not ledger.open,
+        peak=tally.peak,
         admitted=tally.admitted,
         refused=MappingProxyType(dict(tally.refused)),
         turned_away=MappingProxyType(dict(tally.turned_away)),

@@ -7,6 +7,7 @@ import importlib.resources
 import inspect
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -23,7 +24,7 @@ from .._words.profiles import Profile
 from .._words.upgrade import Upgrade
 from .._words.wire import Wire
 from .accept import accept_forever
-from .api import MethodNotAllowed, answer_api
+from .api import MethodNotAllowed, answer_api, authorize
 from .credentials import carrying
 from .exchange import Exchange
 from .forwarded import behind_proxies, group_of
@@ -35,6 +36,9 @@ from .lobby import Lobby
 from .options import ENGINES, Options, Revokes
 from .pressure import Pressure
 from .signals import Shutdown, watch_signals
+
+if TYPE_CHECKING:
+    from .metrics import Metrics
 
 #: Makes a wire of a stream, its peer's address, what was agreed on, limits and ``timeouts.write_progress``.
 Engine = Callable[[Stream, str, Upgrade, Limits, float], Wire]
@@ -63,6 +67,8 @@ class Server:
     engine: Engine
     #: Attempts from each address; None without ``limits.connect_rate_address``.
     attempts: RateBook | None
+    #: What ``/metrics`` answers; None without its extra.
+    metrics: Metrics | None = None
     pressure: Pressure = attrs.field(factory=Pressure)
 
     @property
@@ -167,10 +173,19 @@ class Server:
             supervisor.timeouts.write_progress,
         )
 
+    async def _expose(self, exchange: Exchange, request: Request) -> None:
+        authorize(request, self.options)
+        if self.metrics is None:
+            raise NotFound("metrics need an extra: pip install 'websocket-supervisor[metrics]'")
+        body, content_type = self.metrics.expose(request.header("accept") or "")
+        await exchange.answer(200, body, {"Content-Type": content_type})
+
     async def _answer(self, exchange: Exchange, request: Request) -> None:
         if request.path.startswith("/api/"):
             status, body = await answer_api(self.supervisor, self.options, exchange, request)
             await exchange.answer_json(status, body)
+        elif request.path == "/metrics":
+            await self._expose(exchange, request)
         elif request.method not in ("GET", "HEAD"):
             raise MethodNotAllowed(f"{request.path} is for GET")
         elif request.path == "/healthz":
@@ -185,6 +200,15 @@ class Server:
             await exchange.answer(200, content, {"Content-Type": content_type, **_PAGE_HEADERS})
         else:
             raise NotFound(f"nothing at {request.path!r}")
+
+
+def open_metrics(supervisor: Supervisor) -> Metrics | None:
+    """What ``/metrics`` answers; None without the extra ``metrics``."""
+    try:
+        from .metrics import Metrics
+    except ImportError:
+        return None
+    return Metrics(supervisor)
 
 
 @contextlib.asynccontextmanager
@@ -235,7 +259,10 @@ async def serve(
             ):
                 rate = limits.connect_rate_address
                 attempts = None if rate is None else RateBook(rate)
-                server = Server(supervisor, handler, options, listeners, shutdown, engine, attempts)
+                metrics = open_metrics(supervisor)
+                if metrics is not None:
+                    nursery.start_soon(metrics.watch_lag, name="lag")
+                server = Server(supervisor, handler, options, listeners, shutdown, engine, attempts, metrics)
                 if options.authenticate is not None:
                     supervisor.authority = server
                 lobby = Lobby(

@@ -6,6 +6,7 @@ import attrs
 
 from .closing import CloseReason, End
 from .identity import Identity
+from .limits import Overflow
 
 
 @attrs.frozen(kw_only=True)
@@ -21,6 +22,8 @@ class Admitted(Event):
 
     connection: str
     identity: Identity
+    #: Seconds from its arrival to its seats.
+    waited: float
 
 
 @attrs.frozen(kw_only=True)
@@ -54,6 +57,8 @@ class Leaving(Event):
     connection: str
     identity: Identity
     end: End
+    #: What chose it, if it was evicted for somebody else.
+    policy: Overflow | None = None
 
     @property
     def reason(self) -> CloseReason:
@@ -72,8 +77,11 @@ class Closed(Event):
     identity: Identity
     end: End
     duration: float
-    #: Seconds from the first reason to here.
+    #: Seconds from the first reason to here; and to the handler's end, or to here if it has none.
     cleanup: float
+    overrun: float
+    #: There was no time for a goodbye, or it was not answered in time.
+    forced: bool
     stuck_at: str | None = None
 
     @property

@@ -1,0 +1,162 @@
+"""``/metrics``: what Prometheus reads. Counted from events, and read from the statistics when it asks.
+
+Labels are words of ours, never names that a peer has chosen: a million users are as many time series as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+
+import attrs
+import trio
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from .._mechanisms.supervisor import Supervisor
+from .._words import events
+from .._words.closing import CloseReason
+from .._words.events import Event
+
+_PREFIX = "ws_supervisor_"
+#: Around what is promised: 100 ms for an admission, 500 ms for a cleanup.
+_SHORT = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+_LONG = (1.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 43_200.0)
+#: Seconds between two looks at how late the loop is.
+_LAG_EVERY = 0.25
+
+
+class Metrics:
+    """A subscriber with a registry of its own."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.registry = CollectorRegistry()
+        self._admitted = self._counter("connections_admitted", "Connections that were admitted.")
+        self._refused = self._counter("connections_refused", "Connections that were not admitted.", "reason")
+        self._turned_away = self._counter(
+            "requests_turned_away", "Requests refused before it was known whose.", "error"
+        )
+        self._closed = self._counter("connections_closed", "Connections that have ended.", "reason")
+        self._forced = self._counter("closes_forced", "Ended without an answer to the close frame.", "reason")
+        self._evictions = self._counter("evictions", "Connections that had to leave for a newer one.", "policy")
+        self._emergencies = self._counter(
+            "emergency_cleanups",
+            "Shed at the high-water mark; or nothing could be, and it was refused.",
+            "outcome",
+        )
+        self._shed = self._counter("connections_shed", "Connections that emergency cleanups have ended.", "scope")
+        self._hard_limits = self._counter("hard_limits", "Refused because of too many stuck handlers.")
+        self._stuck = self._counter("handlers_stuck", "Handlers that ignored their cancellation and were set aside.")
+        self._failures = self._counter("failures", "What was raised where it ended only what it belonged to.", "what")
+        self._waited = self._histogram("admission_seconds", "From a connection's arrival to its seats.", _SHORT)
+        self._cleanup = self._histogram(
+            "cleanup_seconds", "From the first reason to everything given back.", _SHORT, "reason"
+        )
+        self._overrun = self._histogram("cancel_overrun_seconds", "From the first reason to the handler's end.", _SHORT)
+        self._duration = self._histogram("connection_seconds", "From admission to the first reason.", _LONG, "reason")
+        self._lag = self._histogram("loop_lag_seconds", "How late the event loop is.", _SHORT)
+        self.registry.register(Standing(supervisor))
+        supervisor.subscribe(self)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(_PREFIX + name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(_PREFIX + name, text, labels, buckets=buckets, registry=self.registry)
+
+    def __call__(self, event: Event) -> None:
+        """Count one event."""
+        match event:
+            case events.Admitted():
+                self._admitted.inc()
+                self._waited.observe(event.waited)
+            case events.Refused():
+                self._refused.labels(_word(event.reason)).inc()
+                self._hard_limits.inc(event.hard)
+                if event.reason is CloseReason.LIMIT_REACHED:
+                    self._emergencies.labels("failed").inc()
+            case events.TurnedAway():
+                self._turned_away.labels(event.error).inc()
+            case events.Leaving(policy=policy) if policy is not None:
+                self._evictions.labels(policy.value).inc()
+            case events.Closed():
+                self._count_end(event)
+            case events.EmergencyCleanup():
+                self._emergencies.labels("succeeded").inc()
+                self._shed.labels("total" if event.limit == "total" else "user").inc(len(event.shed))
+            case events.Failed():
+                self._failures.labels(event.what).inc()
+
+    def _count_end(self, event: events.Closed) -> None:
+        reason = _word(event.reason)
+        self._closed.labels(reason).inc()
+        self._cleanup.labels(reason).observe(event.cleanup)
+        self._duration.labels(reason).observe(event.duration)
+        self._overrun.observe(event.overrun)
+        self._stuck.inc(event.stuck_at is not None)
+        if event.forced:
+            self._forced.labels(reason).inc()
+
+    def expose(self, accept: str) -> tuple[bytes, str]:
+        """Everything, in the format that is asked for by the header ``Accept``; and that format's content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+    async def watch_lag(self) -> None:
+        """Look, for ever, how late a task is woken that wants to be."""
+        while True:
+            due = trio.current_time() + _LAG_EVERY
+            await trio.sleep_until(due)
+            self._lag.observe(trio.current_time() - due)
+
+
+@attrs.frozen
+class Standing(Collector):
+    """How things stand at the moment at which somebody asks."""
+
+    supervisor: Supervisor
+
+    def collect(self) -> Iterator[Metric]:
+        """One gauge for each figure."""
+        supervisor, now = self.supervisor, self.supervisor.statistics()
+        health = supervisor.audit_health
+        yield InfoMetricFamily(
+            _PREFIX + "build",
+            "What this is.",
+            {"version": version("websocket-supervisor"), "profile": supervisor.profile.name},
+        )
+        for name, text, value in (
+            ("connections", "Admitted, and not leaving.", now.connections),
+            ("connections_peak", "The most there have been at once, those that leave included.", now.peak),
+            ("users", "Users who have connections, or had until a moment ago.", now.users),
+            ("users_at_limit", "Users with as many connections as they may have.", now.users_at_limit),
+            ("rooms", "Rooms with members.", now.rooms),
+            ("connections_waiting", "Waiting for a place.", now.waiting),
+            ("connections_leaving", "Cancelled, handlers still in.", now.leaving),
+            ("connections_closing", "Saying goodbye.", now.closing),
+            ("handlers_stuck_now", "Set aside, and still there.", now.stuck),
+            ("seats", "Tokens of the total limit that are held.", now.seats),
+            ("outbox_bytes", "Queued towards slow consumers.", now.outbox_bytes),
+            ("draining", "1 while nobody is admitted any more.", int(now.draining)),
+            ("orphans", "Inconsistencies that the last audit has found.", len(health.orphans)),
+            ("audit_age_seconds", "Since the last audit.", _age(health.last_at, trio.current_time)),
+            ("audit_interval_seconds", "Between two audits.", health.interval),
+        ):
+            yield GaugeMetricFamily(_PREFIX + name, text, float(value))
+        yield CounterMetricFamily(_PREFIX + "audits", "Audits that have recomputed every index.", health.runs)
+        yield CounterMetricFamily(_PREFIX + "audit_failures", "Audits that have crashed.", health.failures)
+        limits = GaugeMetricFamily(_PREFIX + "connections_limit", "How many there may be.", labels=["scope"])
+        limits.add_metric(["user"], now.per_user_limit)
+        limits.add_metric(["total"], now.total_limit)
+        yield limits
+
+
+def _age(since: float | None, clock: Callable[[], float]) -> float:
+    return float("inf") if since is None else clock() - since
+
+
+def _word(reason: CloseReason) -> str:
+    return reason.name.lower()
