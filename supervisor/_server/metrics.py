@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 import attrs
 import trio
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
@@ -59,6 +59,7 @@ class Metrics:
         self._duration = self._histogram("connection_seconds", "From admission to the first reason.", _LONG, "reason")
         self._lag = self._histogram("loop_lag_seconds", "How late the event loop is.", _SHORT)
         self.registry.register(Standing(supervisor))
+        ProcessCollector(registry=self.registry)
         supervisor.subscribe(self)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
