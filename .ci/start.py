@@ -22,7 +22,7 @@ BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / "python"
 PINNED = ROOT / ".ci" / "constraints.txt"
 COMMANDS = {
-    "serve": ("cli", ["-m", "supervisor", "serve"]),
+    "serve": ("cli,metrics", ["-m", "supervisor", "serve"]),
     "test": ("dev", ["-m", "pytest"]),
 }
 
