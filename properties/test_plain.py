@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supervisor import Limits
+from supervisor import CloseReason, Limits
 from supervisor._engines.intake import Intake
 from tests.serving import frame
 
@@ -45,7 +45,7 @@ class Thorough(Intake):
 @attrs.define
 class Heard:
     messages: list[str | bytes]
-    pings: tuple[bytes, ...]
+    pings: list[bytes]
     verdict: object
     peers_close: bytes | None
     done: bool
@@ -66,6 +66,16 @@ def hear(kind: type[Intake], octets: bytes, cuts: list[int]) -> Heard:
     assert intake.unread == sum(size for _, size in intake.messages)
     verdict = None if intake.verdict is None else intake.verdict[:2]
     return Heard(messages, intake.pings, verdict, intake.close_payload, intake.done)
+
+
+@pytest.mark.req("R37")
+def test_pings_beyond_their_rate_are_not_kept() -> None:
+    intake = Intake(LIMITS)
+    intake.take_in(frame(9, b"?") * 10_000, 0.0)
+    assert (len(intake.pings), intake.verdict[0]) == (4, CloseReason.TOO_MANY_MESSAGES)
+    intake.pings, intake.closing = [], True
+    intake.take_in(frame(9, b"?") * 10, 0.0)
+    assert intake.pings == []
 
 
 @pytest.mark.req("R38")

@@ -162,6 +162,39 @@ async def converse(
     return conversation, bytes(heard).partition(b"\r\n\r\n")[2]
 
 
+async def send_into_the_goodbye(
+    make_wire: Callable[[trio.SocketStream, Ear | None], Wire], readings: list[tuple[int, int]]
+) -> bytes:
+    """Somebody else than the handler sends while the outbox is full, and the connection is closed; what arrives."""
+    ours, theirs = await connected()
+    heard, inside = bytearray(), trio.Event()
+
+    async def handler(conn: Connection) -> None:
+        inside.set()
+        await trio.sleep_forever()
+
+    async def send(conn: Connection) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            await conn.send(b"last")
+
+    async with (
+        open_ear() as ear,
+        open_supervisor(policies=Policies(slow_consumer=SlowConsumer.DROP_NEWEST)) as supervisor,
+        trio.open_nursery() as nursery,
+    ):
+        conn = await supervisor.start(make_wire(ours, ear), Identity(user="ann"), handler)
+        await inside.wait()
+        for _ in range(3):
+            conn.send_nowait(bytes(40_000))
+        for _ in range(3):
+            nursery.start_soon(send, conn)
+        await trio.lowlevel.checkpoint()
+        conn.close()
+        nursery.start_soon(read, theirs, readings, heard)
+        await conn.wait_gone()
+    return bytes(heard).partition(b"\r\n\r\n")[2]
+
+
 def with_trio_websocket(stream: trio.SocketStream, ear: Ear | None) -> Wire:
     return TrioWebSocket(stream, "memory", Upgrade(KEY), LIMITS, 10.0)
 
@@ -202,3 +235,11 @@ def test_whole_frames_in_order_and_none_lost_but_by_the_policy(make_wire, policy
             assert arrived == sent.accepted
 
     holds()
+
+
+@pytest.mark.req("R52")
+@pytest.mark.parametrize("make_wire", [with_trio_websocket, with_websockets])
+def test_nothing_follows_the_goodbye(make_wire) -> None:
+    for _ in range(20):
+        found, rest = frames(trio.run(send_into_the_goodbye, make_wire, []))
+        assert (rest, [opcode for opcode, _ in found][-1:]) == (b"", [8])

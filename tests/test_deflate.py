@@ -8,6 +8,7 @@ from random import Random
 
 import pytest
 import trio
+import trio.testing
 from websockets.sync.client import connect as peer_connect
 
 from supervisor import Connection, Frame, Limits, Options, echo, hub
@@ -133,6 +134,25 @@ async def test_a_bomb_is_stopped_before_it_goes_off(pieces: int) -> None:
         tracemalloc.stop()
         assert code == 1009
         assert most <= 4_000_000
+
+
+@pytest.mark.req("R38", "A25")
+async def test_small_packets_that_become_large_messages_are_bounded_too() -> None:
+    """Each becomes as large as a message may be; one read of plain octets would hold sixty of them."""
+
+    async def deaf(conn: Connection) -> None:
+        await trio.sleep_forever()
+
+    limits = Limits(max_message_size=1_000_000)
+    async with open_server(deaf, options=OPTIONS, limits=limits) as server, connect(server) as raw:
+        await agree_with(raw)
+        tracemalloc.start(1)
+        await raw.send(frame(2, deflate(bytes(999_000)), rsv=COMPRESSED) * 60)
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        held = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert held <= 4_000_000
+        assert server.supervisor.statistics().connections == 1
 
 
 @pytest.mark.req("A25")

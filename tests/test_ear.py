@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import time
 from collections.abc import Callable, Iterator
 
 import attrs
 import pytest
 import trio
+import trio.lowlevel
 
 from supervisor import hub
 from supervisor._engines.ear import Ear, open_ear
@@ -26,10 +28,15 @@ class Socket:
     then: Callable[[], None] = lambda: None
     heard: int = 0
 
+    failed: Exception | None = None
+
     def listen(self) -> None:
         self.heard += 1
         self.ours.recv(100)
         self.then()
+
+    def fail(self, exception: Exception) -> None:
+        self.failed = exception
 
 
 @contextlib.contextmanager
@@ -66,10 +73,33 @@ async def test_who_is_ended_by_anothers_message_hears_nothing_more() -> None:
             assert sorted((one.heard, other.heard)) == [0, 1]
 
 
-@pytest.mark.req("R33")
-async def test_without_memory_one_is_lost_and_the_others_are_heard() -> None:
+@pytest.mark.req("A28")
+async def test_who_always_has_more_to_say_does_not_deafen_the_others() -> None:
+    """One whose every word takes a while, and who is always the first to be reported."""
+    async with open_ear() as ear:
+        with sockets(ear, 3) as (loud, *others):
+
+            def go_on() -> None:
+                loud.theirs.send(b"x")
+                time.sleep(0.006)
+
+            loud.then = go_on
+            loud.theirs.send(b"x" * 1000)
+            while not loud.heard:
+                await trio.lowlevel.checkpoint()
+            for each in others:
+                each.theirs.send(b"x")
+            for _ in range(20):
+                await trio.lowlevel.checkpoint()
+            assert [each.heard for each in others] == [1, 1]
+            loud.then = lambda: None
+
+
+@pytest.mark.req("R19", "R33")
+@pytest.mark.parametrize("raised", [MemoryError, LookupError])
+async def test_who_fails_is_lost_and_told_and_the_others_are_heard(raised: type[Exception]) -> None:
     def fail() -> None:
-        raise MemoryError
+        raise raised
 
     async with open_ear() as ear:
         with sockets(ear, 2) as (one, other):
@@ -79,6 +109,7 @@ async def test_without_memory_one_is_lost_and_the_others_are_heard() -> None:
                     each.theirs.send(b"x")
                 await trio.testing.wait_all_tasks_blocked(0.02)
             assert (one.heard, other.heard) == (1, 3)
+            assert isinstance(one.failed, raised)
 
 
 async def test_a_socket_that_is_closed_already_can_be_ignored() -> None:

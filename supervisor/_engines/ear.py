@@ -11,7 +11,7 @@ from typing import Protocol
 import attrs
 import trio
 
-#: So many sockets are heard, and for so many seconds, before everybody else has a turn.
+#: So many sockets are asked for at once; everybody else has a turn after so many seconds.
 _AT_ONCE = 64
 _AT_MOST = 0.005
 
@@ -20,7 +20,11 @@ class Listener(Protocol):
     """Who is told that there is something to read."""
 
     def listen(self) -> None:
-        """Read what has come, without waiting. May not raise."""
+        """Read what has come, without waiting."""
+        ...
+
+    def fail(self, exception: Exception) -> None:
+        """It has raised, and hears nothing any more."""
         ...
 
 
@@ -52,18 +56,21 @@ class Ear:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
             until = time.perf_counter() + _AT_MOST
             for fd, _ in self._epoll.poll(0, _AT_ONCE):
+                if time.perf_counter() > until:  # and then the next one: who says most is always reported first
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                    until = time.perf_counter() + _AT_MOST
                 self._tell(fd)
-                if time.perf_counter() > until:  # the others will be reported again, and first
-                    break
 
     def _tell(self, fd: int) -> None:
         listener = self._listeners.get(fd)
-        if listener is None:  # another one's message has ended it
+        if listener is None:  # another one's message has ended it; its number may be somebody else's by now
             return
         try:
             listener.listen()
-        except MemoryError:
-            self.ignore(fd)  # no more can be done for it now; its heartbeat will end it
+        except Exception as exception:  # noqa: BLE001 - whatever one does, the others are heard; and it is told why
+            self.ignore(fd)
+            with contextlib.suppress(MemoryError):  # then its heartbeat will end it
+                listener.fail(exception)
 
 
 @contextlib.asynccontextmanager

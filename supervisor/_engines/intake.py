@@ -44,7 +44,7 @@ class Intake:
     messages: deque[tuple[str | bytes, int]] = _NONE
     unread: int = 0
     #: What the pings said that are to be answered.
-    pings: tuple[bytes, ...] = ()
+    pings: list[bytes] = attrs.field(factory=list)
     #: Why nothing comes any more.
     verdict: Verdict | None = None
     #: The payload of the peer's close frame.
@@ -147,8 +147,8 @@ class Intake:
                 self._take_close(bytes(frame.data))
             case Opcode.PING | Opcode.PONG:
                 self._meters.control(now)
-                if frame.opcode is Opcode.PING:
-                    self.pings += (bytes(frame.data),)
+                if frame.opcode is Opcode.PING and not self.closing and self._meters.violation is None:
+                    self.pings.append(bytes(frame.data))
             case _ if self.verdict is None and not self.closing:
                 self._take_data(frame, now)
 

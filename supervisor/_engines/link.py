@@ -28,7 +28,7 @@ class Pipe(trio.abc.HalfCloseableStream):
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream] | Pipe
 #: Streams that are no sockets say nothing of progress within one call, so they are given this much at a time.
 _CHUNK = 16_384
-_RECEIVE_BYTES = 65_536
+RECEIVE_BYTES = 65_536
 _TCP_ESTABLISHED = 1
 _PING = encode(PING, b"")
 #: The close code that says that there was no close frame; so none carries it.
@@ -83,26 +83,26 @@ class Link:
         if isinstance(self.stream, trio.SocketStream):
             self._fd = self.stream.socket.fileno()
 
-    async def receive(self) -> bytes | bytearray:
+    async def receive(self, at_most: int = RECEIVE_BYTES) -> bytes | bytearray:
         """What the peer has sent; nothing at its end, and at ours."""
         try:
             if self._fd is None:
-                return await self.stream.receive_some(_RECEIVE_BYTES)
+                return await self.stream.receive_some(at_most)
             data = None
             while data is None and not self.closed:
                 await trio.lowlevel.wait_readable(self._fd)  # to try before would be in vain, nearly always
-                data = self.receive_now()
+                data = self.receive_now(at_most)
             return data or b""
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return b""
 
-    def receive_now(self) -> bytes | None:
+    def receive_now(self, at_most: int = RECEIVE_BYTES) -> bytes | None:
         """The same, without waiting, from a plain socket. None if nothing has come."""
         if self.closed:  # another socket may have its number by now
             return b""
         assert self._fd is not None
         try:
-            return os.read(self._fd, _RECEIVE_BYTES)
+            return os.read(self._fd, at_most)
         except BlockingIOError:
             return None
         except OSError:

@@ -23,11 +23,13 @@ from .._words.wire import Ended, WireClosed
 from .ear import Ear
 from .intake import Intake
 from .latch import Latch
-from .link import NO_CODE, Link, Stream, goodbye
+from .link import NO_CODE, RECEIVE_BYTES, Link, Stream, goodbye
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
 #: For so many seconds, messages that came just before the end may still be asked for, and answered.
 _SOON = 0.05
+#: What is read at once where it may be compressed: it may become a thousand times as much.
+_COMPRESSED_BYTES = 1024
 
 
 @attrs.define(eq=False)
@@ -119,11 +121,20 @@ class SansIo:
 
     def listen(self) -> None:
         """See `Listener.listen`."""
-        data = self._link.receive_now()
+        data = self._link.receive_now(self._at_most)
         if data is not None:
             self._take_in(data)
             if self._intake.done or self._intake.full:
                 self._stop_listening()
+
+    def fail(self, exception: Exception) -> None:
+        """See `Listener.fail`."""
+        self._listening = False
+        self._end(CloseReason.FAILED, "", exception)
+
+    @property
+    def _at_most(self) -> int:
+        return _COMPRESSED_BYTES if self._intake.compressed else RECEIVE_BYTES
 
     async def _read(self) -> None:
         """The reader, where there is no ear."""
@@ -133,7 +144,7 @@ class SansIo:
                 await self._news.park()
             self._listening, self._heard_at = True, trio.current_time()
             try:
-                data = await self._link.receive()
+                data = await self._link.receive(self._at_most)
             finally:
                 self._listening = False
             self._take_in(data)
@@ -171,7 +182,7 @@ class SansIo:
 
     def _answer_pings(self) -> None:
         """Now if the socket takes it, else when it does; of several that have to wait, the last one counts."""
-        pings, self._intake.pings = self._intake.pings, ()
+        pings, self._intake.pings = self._intake.pings, []
         if self._nursery is None or self._intake.closing:
             return
         for payload in pings:
@@ -267,14 +278,16 @@ class SansIo:
 
     def cut(self, code: int, text: str) -> None:
         """See `Wire.cut`."""
-        if not self._goodbye_said and self._opened.is_set and code != NO_CODE:
-            self._goodbye_said = True
-            self._link.offer(goodbye(code, text, self._intake.close_payload))
-        self._over = True
-        self._stop_listening()
-        self._link.cut()
-        self._opened.set()  # whoever waits to send finds the link closed
-        self._intake.let_go()
-        self._news.unpark_all()
-        # Nobody is told anything any more; and nothing of this refers to itself, so it goes without the collector.
-        self._ended = self._nursery = self._link.nursery = self._link.broken = None
+        try:
+            if not self._goodbye_said and self._opened.is_set and code != NO_CODE:
+                self._goodbye_said = True
+                self._link.offer(goodbye(code, text, self._intake.close_payload))
+        finally:
+            self._over = True
+            self._stop_listening()
+            self._link.cut()
+            self._opened.set()  # whoever waits to send finds the link closed
+            self._intake.let_go()
+            self._news.unpark_all()
+            # Nobody is told anything any more; and nothing of this refers to itself, so it goes without the collector.
+            self._ended = self._nursery = self._link.nursery = self._link.broken = None

@@ -163,15 +163,17 @@ class TrioWebSocket:
 
     def cut(self, code: int, text: str) -> None:
         """See `Wire.cut`."""
-        if not self._goodbye_said and self._ws is not None and code != NO_CODE:
-            self._goodbye_said = True
-            self._link.offer(goodbye(code, text, self._inlet.scanner.close_payload))
-        self._inlet.stop()
-        self._link.cut()
-        self._inlet.opened.set()  # whoever waits to send finds the link closed
-        # Nobody is told anything any more; and nothing of this refers to itself, so it goes without the collector.
-        self._ended = self._nursery = self._link.nursery = self._link.broken = None
-        self._inlet.ended = _nobody
+        try:
+            if not self._goodbye_said and self._ws is not None and code != NO_CODE:
+                self._goodbye_said = True
+                self._link.offer(goodbye(code, text, self._inlet.scanner.close_payload))
+        finally:
+            self._inlet.stop()
+            self._link.cut()
+            self._inlet.opened.set()  # whoever waits to send finds the link closed
+            # Nobody is told anything any more; and nothing of this refers to itself, so it goes without the collector.
+            self._ended = self._nursery = self._link.nursery = self._link.broken = None
+            self._inlet.ended = _nobody
 
 
 def _nobody(reason: CloseReason, text: str) -> None:

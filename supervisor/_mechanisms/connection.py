@@ -46,6 +46,8 @@ class Connection(Stay):
     hooks: list[tuple[Callable[..., Awaitable[None]], tuple[Any, ...]]] | None = attrs.field(
         default=None, init=False, repr=False
     )
+    #: How many writes wait for the peer.
+    _writing: int = attrs.field(default=0, init=False, repr=False)
     _gave_way_at: float = attrs.field(default=-math.inf, init=False, repr=False)
 
     @property
@@ -105,7 +107,10 @@ class Connection(Stay):
             raise self._closed_error()
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
-            await self.drained()
+            if self._drained is not None:
+                await self.drained()
+                if self.end is not None:  # the goodbye has waited for the same, and may have been said
+                    raise WireClosed
             await self._write(frame)
         except WireClosed:
             raise self._closed_error() from None
@@ -120,11 +125,14 @@ class Connection(Stay):
         """
         rest = self.wire.write(frame)
         if rest is not None:
+            self._writing += 1
             self._ledger.suspect(self)
             try:
                 await rest
             finally:
-                self._ledger.unsuspect(self)
+                self._writing -= 1
+                if not self._writing:
+                    self._ledger.unsuspect(self)
         elif (now := trio.current_time()) - self._gave_way_at > _MOMENT:
             self._gave_way_at = now
             await trio.lowlevel.cancel_shielded_checkpoint()
