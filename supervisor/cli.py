@@ -295,8 +295,9 @@ async def _announce(served: Callable[..., Awaitable[None]], secure: bool) -> Non
     async with trio.open_nursery() as nursery:
         server: Server = await nursery.start(served)
         tune_collector()
-        logging.getLogger("supervisor").info("the cycle collector is tuned: thresholds %s", THRESHOLDS)
-        logging.getLogger("supervisor").info("serving on %s://%s/", "https" if secure else "http", server.address)
+        log = logging.getLogger("supervisor")
+        log.info("serving on %s://%s/", "https" if secure else "http", server.address)
+        log.info("the cycle collector is tuned: thresholds %s", THRESHOLDS)
 
 
 def main() -> None:
