@@ -12,11 +12,13 @@ from typing import Any
 import attrs
 import pytest
 
+from tests.requirements import NO_PROMTOOL
+
 RULES = Path(__file__).parent.parent / "docs" / "alerts.yml"
 P = "ws_supervisor_"
 BUCKETS = ("0.05", "0.1", "0.25", "0.5", "1.0", "+Inf")
 
-pytestmark = pytest.mark.skipif(which("promtool") is None, reason="promtool is in Debian's package prometheus")
+pytestmark = pytest.mark.skipif(which("promtool") is None, reason=NO_PROMTOOL)
 
 
 def histogram(name: str, *per_minute: int) -> dict[str, str]:

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from supervisor import Connection, Limits, Options, Overflow, Policies, Server, SlowConsumer, hub
 from supervisor._server import server as server_module
+from tests.requirements import NO_PROMTOOL
 from tests.serving import connect, open_server, settled, upgrade_head
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -154,7 +155,7 @@ async def test_without_its_extra_there_is_none(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.req("R34")
-@pytest.mark.skipif(which("promtool") is None, reason="promtool is in Debian's package prometheus")
+@pytest.mark.skipif(which("promtool") is None, reason=NO_PROMTOOL)
 async def test_promtool_finds_nothing_wrong_with_them() -> None:
     async with open_server(hub) as server:
         _, _, text = await scrape(server)
