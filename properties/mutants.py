@@ -52,7 +52,7 @@ MUTANTS: dict[str, Mutant] = {
         "_decisions.ranking", "self._holding[self._most]", "self._holding[min(self._holding)]"
     ),
     "the evicted keep their claim": Mutant(
-        LEDGER, "self._leave(verdict.evict, CloseReason.EVICTED, verdict.sentence)", "pass"
+        LEDGER, "self._leave(verdict.evict, CloseReason.EVICTED, verdict.sentence, policy=verdict.policy)", "pass"
     ),
     "the evicted are not cancelled": Mutant(
         LEDGER, "            stay.scope.cancel(stay.end.text)\n        stay.host", "            pass\n        stay.host"
@@ -138,8 +138,8 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "publishing is activity": Mutant(
         "_mechanisms.connection",
-        "if not self._writing and self.wire.offer(frame):\n",
-        "if not self._writing and self.wire.offer(frame):\n            self._ledger.touch(self)\n",
+        "            if self.wire.offer(frame):\n",
+        "            if self.wire.offer(frame):\n                self._ledger.touch(self)\n",
     ),
     "activity does not count": Mutant(
         LEDGER,

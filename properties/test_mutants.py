@@ -5,10 +5,12 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from properties.mutants import CONVICTED, MUTANTS
+import supervisor
+from properties.mutants import CONVICTED, MUTANTS, Mutant
 
 
 def convicted(name: str) -> bool:
@@ -28,6 +30,12 @@ def test_a_broken_core_is_convicted(mutant: str) -> None:
 @pytest.mark.slow
 def test_what_is_not_broken_is_acquitted() -> None:
     assert not convicted("none")
+
+
+@pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
+def test_what_is_to_be_broken_is_still_there(mutant: Mutant) -> None:
+    source = Path(supervisor.__file__).parent.joinpath(*mutant.module.split(".")).with_suffix(".py").read_text()
+    assert source.count(mutant.before) == 1
 
 
 @pytest.mark.req("R44")
