@@ -63,7 +63,7 @@ class Ear:
 
     def _tell(self, fd: int) -> None:
         listener = self._listeners.get(fd)
-        if listener is None:  # another one's message has ended it; its number may be somebody else's by now
+        if listener is None:  # another one's message has ended it
             return
         try:
             listener.listen()

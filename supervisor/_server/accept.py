@@ -29,7 +29,6 @@ async def accept_forever(
     _prepare(listener.socket, timeouts)
     while True:
         try:
-            await trio.lowlevel.wait_readable(listener.socket)
             sock, address = await listener.socket.accept()
         except (OSError, MemoryError) as error:
             number = errno.ENOMEM if isinstance(error, MemoryError) else error.errno

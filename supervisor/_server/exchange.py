@@ -104,10 +104,6 @@ class Exchange:
     async def _next_event(self) -> object:
         try:
             while (event := self._http.next_event()) is h11.NEED_DATA:
-                if isinstance(self.stream, trio.SocketStream):
-                    await trio.lowlevel.wait_readable(
-                        self.stream.socket
-                    )  # to try before would be in vain, nearly always
                 data = await self.stream.receive_some(_READ)
                 self.spoken = self.spoken or bool(data)
                 self._http.receive_data(bytes(data))

@@ -5,7 +5,8 @@ Labels are words of ours, never names that a peer has chosen: a million users ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from importlib.metadata import version
 
 import attrs
@@ -143,7 +144,7 @@ class Standing(Collector):
             ("outbox_bytes", "Queued towards slow consumers.", now.outbox_bytes),
             ("draining", "1 while nobody is admitted any more.", int(now.draining)),
             ("orphans", "Inconsistencies that the last audit has found.", len(health.orphans)),
-            ("audit_age_seconds", "Since the last audit.", _age(health.last_at, trio.current_time)),
+            ("audit_age_seconds", "Since the last audit.", _age(health.last_at)),
             ("audit_interval_seconds", "Between two audits.", health.interval),
         ):
             yield GaugeMetricFamily(_PREFIX + name, text, float(value))
@@ -155,8 +156,8 @@ class Standing(Collector):
         yield limits
 
 
-def _age(since: float | None, clock: Callable[[], float]) -> float:
-    return float("inf") if since is None else clock() - since
+def _age(since: float | None) -> float:
+    return math.inf if since is None else trio.current_time() - since
 
 
 def _word(reason: CloseReason) -> str:
