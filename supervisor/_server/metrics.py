@@ -1,4 +1,4 @@
-"""``/metrics``: what Prometheus reads. Counted from events, and read from the statistics when it asks.
+"""``/metrics``: what Prometheus reads. Read from the statistics when it asks, and noted from events.
 
 Labels are words of ours, never names that a peer has chosen: a million users are as many time series as one.
 """
@@ -6,7 +6,7 @@ Labels are words of ours, never names that a peer has chosen: a million users ar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 
 import attrs
@@ -35,23 +35,9 @@ class Metrics:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self.registry = CollectorRegistry()
-        self._admitted = self._counter("connections_admitted", "Connections that were admitted.")
-        self._refused = self._counter("connections_refused", "Connections that were not admitted.", "reason")
-        self._turned_away = self._counter(
-            "requests_turned_away", "Requests refused before it was known whose.", "error"
-        )
-        self._closed = self._counter("connections_closed", "Connections that have ended.", "reason")
         self._forced = self._counter("closes_forced", "Ended without an answer to the close frame.", "reason")
         self._evictions = self._counter("evictions", "Connections that had to leave for a newer one.", "policy")
-        self._emergencies = self._counter(
-            "emergency_cleanups",
-            "Shed at the high-water mark; or nothing could be, and it was refused.",
-            "outcome",
-        )
         self._shed = self._counter("connections_shed", "Connections that emergency cleanups have ended.", "scope")
-        self._hard_limits = self._counter("hard_limits", "Refused because of too many stuck handlers.")
-        self._stuck = self._counter("handlers_stuck", "Handlers that ignored their cancellation and were set aside.")
-        self._failures = self._counter("failures", "What was raised where it ended only what it belonged to.", "what")
         self._waited = self._histogram("admission_seconds", "From a connection's arrival to its seats.", _SHORT)
         self._cleanup = self._histogram(
             "cleanup_seconds", "From the first reason to everything given back.", _SHORT, "reason"
@@ -70,35 +56,22 @@ class Metrics:
         return Histogram(_PREFIX + name, text, labels, buckets=buckets, registry=self.registry)
 
     def __call__(self, event: Event) -> None:
-        """Count one event."""
+        """Note what the statistics do not keep: how long things took, and by whose choice they happened."""
         match event:
             case events.Admitted():
-                self._admitted.inc()
                 self._waited.observe(event.waited)
-            case events.Refused():
-                self._refused.labels(_word(event.reason)).inc()
-                self._hard_limits.inc(event.hard)
-                if event.reason is CloseReason.LIMIT_REACHED:
-                    self._emergencies.labels("failed").inc()
-            case events.TurnedAway():
-                self._turned_away.labels(event.error).inc()
             case events.Leaving(policy=policy) if policy is not None:
                 self._evictions.labels(policy.value).inc()
             case events.Closed():
                 self._count_end(event)
             case events.EmergencyCleanup():
-                self._emergencies.labels("succeeded").inc()
                 self._shed.labels("total" if event.limit == "total" else "user").inc(len(event.shed))
-            case events.Failed():
-                self._failures.labels(event.what).inc()
 
     def _count_end(self, event: events.Closed) -> None:
         reason = _word(event.reason)
-        self._closed.labels(reason).inc()
         self._cleanup.labels(reason).observe(event.cleanup)
         self._duration.labels(reason).observe(event.duration)
         self._overrun.observe(event.overrun)
-        self._stuck.inc(event.stuck_at is not None)
         if event.forced:
             self._forced.labels(reason).inc()
 
@@ -117,12 +90,12 @@ class Metrics:
 
 @attrs.frozen
 class Standing(Collector):
-    """How things stand at the moment at which somebody asks."""
+    """The statistics, at the moment at which somebody asks."""
 
     supervisor: Supervisor
 
     def collect(self) -> Iterator[Metric]:
-        """One gauge for each figure."""
+        """Each figure by its name."""
         supervisor, now = self.supervisor, self.supervisor.statistics()
         health = supervisor.audit_health
         yield InfoMetricFamily(
@@ -148,12 +121,33 @@ class Standing(Collector):
             ("audit_interval_seconds", "Between two audits.", health.interval),
         ):
             yield GaugeMetricFamily(_PREFIX + name, text, float(value))
-        yield CounterMetricFamily(_PREFIX + "audits", "Audits that have recomputed every index.", health.runs)
-        yield CounterMetricFamily(_PREFIX + "audit_failures", "Audits that have crashed.", health.failures)
-        limits = GaugeMetricFamily(_PREFIX + "connections_limit", "How many there may be.", labels=["scope"])
-        limits.add_metric(["user"], now.per_user_limit)
-        limits.add_metric(["total"], now.total_limit)
-        yield limits
+        for name, text, count in (
+            ("connections_admitted", "Connections that were admitted.", now.admitted),
+            ("hard_limits", "Refused because of too many stuck handlers.", now.hard_limits),
+            ("handlers_stuck", "Handlers that ignored their cancellation and were set aside.", now.set_aside),
+            ("audits", "Audits that have recomputed every index.", health.runs),
+            ("audit_failures", "Audits that have crashed.", health.failures),
+        ):
+            yield CounterMetricFamily(_PREFIX + name, text, count)
+        emergencies = {"succeeded": now.emergencies, "failed": now.refused.get(_word(CloseReason.LIMIT_REACHED), 0)}
+        for name, text, label, counts in (
+            ("connections_refused", "Connections that were not admitted.", "reason", now.refused),
+            ("requests_turned_away", "Requests refused before it was known whose.", "error", now.turned_away),
+            ("connections_closed", "Connections that have ended.", "reason", now.closed),
+            ("failures", "What was raised where it ended only what it belonged to.", "what", now.failures),
+            ("emergency_cleanups", "Shed at the high-water mark; or refused, as nobody was.", "outcome", emergencies),
+        ):
+            yield _labelled(CounterMetricFamily(_PREFIX + name, text, labels=[label]), counts)
+        limits = {"user": now.per_user_limit, "total": now.total_limit}
+        yield _labelled(
+            GaugeMetricFamily(_PREFIX + "connections_limit", "How many there may be.", labels=["scope"]), limits
+        )
+
+
+def _labelled(family: CounterMetricFamily | GaugeMetricFamily, figures: Mapping[str, int]) -> Metric:
+    for label, figure in figures.items():
+        family.add_metric([label], figure)
+    return family
 
 
 def _age(since: float | None) -> float:
