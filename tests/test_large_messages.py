@@ -13,9 +13,21 @@ from websockets.exceptions import ConnectionClosed as PeerClosed
 from websockets.sync.client import connect as peer_connect
 
 from supervisor import Connection, Limits, Timeouts, echo
-from tests.serving import connect, frame, open_server, settled
+from tests.serving import Raw, connect, frame, open_server, settled
 
 MB = 1_000_000
+
+
+async def held_after(raw: Raw, octets: bytes, seconds: float) -> int:
+    """How many bytes more are held when this has been sent again and again, for so long."""
+    gc.collect()
+    tracemalloc.start(1)
+    with trio.move_on_after(seconds):
+        while True:
+            await raw.send(octets)
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    return held
 
 
 @pytest.mark.req("R38")
@@ -29,15 +41,7 @@ async def test_what_nobody_reads_is_bounded_in_bytes(opcode: int, size: int) -> 
 
     async with open_server(deaf, limits=Limits(max_message_size=MB)) as server, connect(server) as raw:
         await raw.upgrade()
-        gc.collect()
-        message, held = frame(opcode, b"x" * size), 0
-        tracemalloc.start(1)
-        with trio.move_on_after(0.3):
-            while True:
-                await raw.send(message)
-        held = tracemalloc.get_traced_memory()[0]
-        tracemalloc.stop()
-        assert held <= 2 * MB + 100_000
+        assert await held_after(raw, frame(opcode, b"x" * size), seconds=0.3) <= 2 * MB + 100_000
         await raw.reset()
 
 
@@ -50,14 +54,7 @@ async def test_empty_messages_count_too() -> None:
 
     async with open_server(deaf, limits=Limits(max_message_size=100_000)) as server, connect(server) as raw:
         await raw.upgrade()
-        messages = frame(1) * 1000
-        tracemalloc.start(1)
-        with trio.move_on_after(1):
-            while True:
-                await raw.send(messages)
-        held = tracemalloc.get_traced_memory()[0]
-        tracemalloc.stop()
-        assert held <= 1_200_000
+        assert await held_after(raw, frame(1) * 1000, seconds=1) <= 1_200_000
         await raw.reset()
 
 
