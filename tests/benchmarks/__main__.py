@@ -64,9 +64,10 @@ def _loads() -> Iterator[Load]:
         yield Load(f"broadcast to {receivers}", "µs a delivery", 1e6, run, frozenset({"channels"}))
     run = partial(loads.stalls, receivers=1000, stalled=10, rounds=50)
     yield Load("broadcast to 1000, 10 of them stalled", "p99 of those who read, over none stalled", 1, run)
-    for per_user in (1, 5):
-        run = partial(loads.memory, connections=2000, per_user=per_user)
-        yield Load(f"an idle connection, {per_user} per user", "kB", 1e-3, run)
+    for connections, per_user in ((1000, 1), (1000, 5), (10_000, 5)):
+        run = partial(loads.memory, connections=connections, per_user=per_user)
+        slow = frozenset({"socketio", "channels"} if connections > 1000 else ())
+        yield Load(f"one of {connections} idle connections, {per_user} per user", "kB", 1e-3, run, slow)
 
 
 SMOKE = (
