@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import importlib.util
 import logging
+import math
 import os
 import resource
 import subprocess
@@ -24,7 +25,7 @@ import attrs
 import trio
 
 from tests.benchmarks import books, loads
-from tests.benchmarks.loads import Subject
+from tests.benchmarks.loads import GaveUp, Subject
 from tests.benchmarks.report import Comparison, Figure, as_json, plot
 
 OURS = ("ours (websockets)", "ours")
@@ -98,8 +99,11 @@ def compare(load: Load, names: list[str], rounds: int) -> Comparison:
     costs: dict[str, list[float]] = {name: [] for name in names if name not in load.without}
     for turn in range(rounds):
         for name in list(costs)[:: 1 if turn % 2 else -1]:
-            with serving(name) as subject:
-                costs[name].append(load.run(subject) * load.scale)
+            try:
+                with serving(name) as subject:
+                    costs[name].append(load.run(subject) * load.scale)
+            except (GaveUp, OSError):
+                costs[name].append(math.inf)
     return Comparison(load.name, load.unit, tuple(Figure(name, tuple(rounds)) for name, rounds in costs.items()))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import attrs
 
 @attrs.frozen
 class Figure:
-    """One server under one load: what each round has cost."""
+    """One server under one load: what each round has cost; infinite, if it gave up."""
 
     server: str
     rounds: tuple[float, ...]
@@ -60,9 +61,9 @@ def plot(comparisons: list[Comparison], place: Path) -> None:
     rows = len(comparisons)
     figure, axes = plt.subplots(rows, 1, figsize=(9, 2.4 * rows), squeeze=False)
     for axis, comparison in zip(axes[:, 0], comparisons, strict=True):
-        names = [it.server for it in comparison.figures][::-1]
-        medians = [it.median for it in comparison.figures][::-1]
-        spread = [[it.median - min(it.rounds), max(it.rounds) - it.median] for it in comparison.figures][::-1]
+        figures = [it for it in comparison.figures if math.isfinite(max(it.rounds))][::-1]
+        names, medians = [it.server for it in figures], [it.median for it in figures]
+        spread = [[it.median - min(it.rounds), max(it.rounds) - it.median] for it in figures]
         colours = ["#2a6f97" if name.startswith("ours") else "#b0b7bf" for name in names]
         axis.barh(names, medians, xerr=list(zip(*spread, strict=True)), color=colours, ecolor="#444444")
         axis.set_title(f"{comparison.load}, {comparison.unit}", loc="left", fontsize=9)
