@@ -176,14 +176,31 @@ class SeatsMachine(RuleBasedStateMachine):
         stay = data.draw(st.sampled_from(self.sitting))
         heir = self.seats.give_back(stay)
         self.sitting.remove(stay)
-        assert heir is (self.waiting.pop(0) if self.waiting else None)
+        free = len(self.sitting) < self.maximum
+        assert heir is (self.waiting.pop(0) if self.waiting and free else None)
         if heir is not None:
             assert self.seats.take(heir)
             self.sitting.append(heir)
 
+    @rule(maximum=st.integers(1, 4))
+    def resize(self, maximum: int) -> None:
+        self.seats.resize(maximum)
+        self.maximum = maximum
+        while self.waiting and len(self.sitting) < maximum:
+            assert self.seats.heir is self.waiting[0]
+            assert self.seats.take(self.waiting[0])
+            self.sitting.append(self.waiting.pop(0))
+
+    @rule()
+    def take_while_limits_are_only_watched(self) -> None:
+        if not self.waiting:
+            self.sitting.append(stay_of())
+            assert self.seats.take(self.sitting[-1], enforce=False)
+
     @invariant()
     def they_agree(self) -> None:
         if hasattr(self, "seats"):
+            assert self.seats.limiter.total_tokens == max(self.maximum, len(self.sitting))
             assert set(self.seats.limiter.statistics().borrowers) == set(self.sitting)
             assert list(self.seats.heirs) == self.waiting
             assert all(stay.seats == [self.seats] for stay in self.sitting)
@@ -357,7 +374,7 @@ def admission(
     total, users = crowd(shares, idle, maximum)
     limits = Limits(per_user=limit, total=maximum, stuck=allowed)
     user = users["a"].roster
-    user.seats.limiter.total_tokens = limit
+    user.seats.resize(limit)
     for _ in range(stuck):
         held = stay_of()
         user.refile(held, Stage.STUCK)

@@ -43,7 +43,9 @@ MUTANTS: dict[str, Mutant] = {
         "_decisions.admission", "return Refuse(LimitReached(name, limit", "return Admit() or (LimitReached(name, limit"
     ),
     "the youngest is evicted": Mutant(
-        "_decisions.admission", "victim = next(iter(roster.claims))", "victim = next(reversed(roster.claims))"
+        "_decisions.admission",
+        "case Overflow.EVICT_OLDEST:\n            return next(iter(roster.claims))",
+        "case Overflow.EVICT_OLDEST:\n            return next(reversed(roster.claims))",
     ),
     "the busiest is evicted for the idlest": Mutant(
         "_decisions.admission", "next(iter(roster.by_activity))", "next(reversed(roster.by_activity))"
@@ -74,15 +76,38 @@ MUTANTS: dict[str, Mutant] = {
     "a token is not given back": Mutant(
         LEDGER, "stay.scope = stay.handler = None\n        self._give_back(stay)", "stay.scope = stay.handler = None"
     ),
-    "an heir is forgotten": Mutant("_decisions.seats", "        return heir", "        return None"),
+    "an heir is forgotten": Mutant("_decisions.seats", "        return self.heir\n", "        return None\n"),
     "the slow keep their seats": Mutant(LEDGER, "                self._give_back(slow)", "                pass"),
     "who waits is not promoted": Mutant(
-        LEDGER, "if self.total.full:\n                return", "if True:\n                return"
+        LEDGER,
+        "if self.limits.enforce and self.total.full:\n                return",
+        "if True:\n                return",
     ),
     "last come, first served": Mutant(
         LEDGER,
-        "for stay in list(self.total.files[Stage.QUEUED]):\n            if self.total.full",
-        "for stay in reversed(list(self.total.files[Stage.QUEUED])):\n            if self.total.full",
+        "for stay in list(self.total.files[Stage.QUEUED]):\n            if self.limits",
+        "for stay in reversed(list(self.total.files[Stage.QUEUED])):\n            if self.limits",
+    ),
+    # other limits
+    "lowering lets one too many stay": Mutant(
+        LEDGER, "while len(roster.claims) > roster.maximum:", "while len(roster.claims) > roster.maximum + 1:"
+    ),
+    "lowering takes the wrong end": Mutant(
+        "_decisions.admission", "    return next(reversed(roster.claims))", "    return next(iter(roster.claims))"
+    ),
+    "raising seats nobody": Mutant(LEDGER, "for heir in list(roster.seats.heirs):", "for heir in ():"),
+    "other times are not looked at": Mutant(
+        LEDGER, "                self._act(stay, due[1])\n", "                break\n"
+    ),
+    "a limiter keeps the tokens it had": Mutant(
+        "_decisions.seats", "        self.maximum = maximum\n        self._fit()\n", "        self.maximum = maximum\n"
+    ),
+    "who is only watched is refused": Mutant(
+        LEDGER, "            verdict = self._spare_all(stay, verdict)\n", "            pass\n"
+    ),
+    "who is only watched is shed": Mutant(LEDGER, "if surplus and self.limits.enforce:", "if surplus:"),
+    "who is only watched expires": Mutant(
+        LEDGER, " and not self.limits.enforce:\n            self._excuse", " and False:\n            self._excuse"
     ),
     # indexes
     "rooms are not left": Mutant(LEDGER, "        self.memberships.leave_all(stay)\n", ""),
@@ -128,7 +153,7 @@ MUTANTS: dict[str, Mutant] = {
     # time
     "the keeper sleeps on": Mutant("_decisions.stay", "            self.alarm.deadline = when\n", "            pass\n"),
     "idle is twice as long": Mutant(
-        "_decisions.dues", "stay.last_active + limits.idle_ttl", "stay.last_active + 2 * limits.idle_ttl"
+        "_decisions.dues", "stay.spared_at) + limits.idle_ttl", "stay.spared_at) + 2 * limits.idle_ttl"
     ),
     "nobody's lifetime ends": Mutant("_decisions.dues", "ends_at = now + limits.lifetime", "ends_at = math.inf"),
     "a ping is activity": Mutant(

@@ -69,13 +69,13 @@ async def test_every_forgery_is_convicted(autojump_clock, forgery: str) -> None:
 async def test_over_the_limit_is_convicted(autojump_clock) -> None:
     async with open_house(limits=Limits(per_user=3)) as house:
         conns = await house.fill(3)
-        limiter = conns[0].host.roster.seats.limiter
-        limiter.total_tokens = 2
-        assert house.supervisor.audit() == (
-            "user 'ann': 3 claims, limit 2",
-            "user 'ann': 3 tokens, limit 2",
-        )
-        limiter.total_tokens = 3
+        seats = conns[0].host.roster.seats
+        seats.maximum = 2
+        assert house.supervisor.audit() == ("user 'ann': 3 claims, limit 2",)
+        seats.maximum = 3
+        seats.limiter.total_tokens = 4
+        assert house.supervisor.audit() == ("user 'ann': 4 tokens, 3 of them out, limit 3",)
+        seats.limiter.total_tokens = 3
 
 
 @pytest.mark.req("R08", "R19")

@@ -62,10 +62,19 @@ def _overflow(name: str, limit: str, roster: Roster, ranking: Ranking, policy: O
             return Refuse(LimitReached(name, limit, current, maximum))
         case Overflow.WAIT:
             return Wait(LimitReached(name, limit, current, maximum))
+    return Admit(victim(roster, ranking, policy), limit_sentence(name, limit, current, maximum), policy)
+
+
+def victim(roster: Roster, ranking: Ranking, policy: Overflow) -> Stay:
+    """Who leaves a limit that is full, or has been lowered: whom the policy would not have here.
+
+    A policy that refuses would not have let the newest in.
+    """
+    match policy:
         case Overflow.EVICT_OLDEST:
-            victim = next(iter(roster.claims))
+            return next(iter(roster.claims))
         case Overflow.EVICT_IDLEST:
-            victim = next(iter(roster.by_activity))
+            return next(iter(roster.by_activity))
         case Overflow.EVICT_GREEDIEST:
-            victim = next(iter(ranking.greediest().roster.claims))
-    return Admit(victim, limit_sentence(name, limit, current, maximum), policy)
+            return next(iter(ranking.greediest().roster.claims))
+    return next(reversed(roster.claims))

@@ -64,7 +64,7 @@ def _moment(due: Due) -> float:
 
 def expiry(stay: Stay, limits: Limits) -> tuple[float, CloseReason]:
     """When its time is over, and which of its times that is."""
-    idle_until = max(stay.last_active + limits.idle_ttl, stay.host.grace_until)
+    idle_until = max(max(stay.last_active, stay.spared_at) + limits.idle_ttl, stay.host.grace_until)
     return (idle_until, CloseReason.IDLE) if idle_until < stay.ends_at else (stay.ends_at, stay.ends_for)
 
 

@@ -6,6 +6,7 @@ always agree. Events are delivered when the outermost step has ended.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import count
@@ -27,11 +28,12 @@ from .._words.errors import (
     Refused,
     Superseded,
     Unauthorized,
+    limit_sentence,
 )
 from .._words.identity import Identity
 from .._words.limits import Limits, Overflow, Policies, Timeouts
 from .._words.wire import SEVERED
-from .admission import Admit, Wait, decide
+from .admission import Admit, Verdict, Wait, decide, victim
 from .blockage import blocked_at
 from .bulletin import Bulletin, step
 from .dues import Act, expiry, lifetime, next_due, patience
@@ -78,8 +80,7 @@ class Ledger:
     _numbers: Iterator[int] = attrs.field(factory=lambda: count(1))
 
     def __attrs_post_init__(self) -> None:
-        rate = self.limits.connect_rate_user
-        self.attempts = None if rate is None else RateBook(rate)
+        self.attempts = _attempts(self.limits)
 
     # -- coming ------------------------------------------------------------------------------------------------
 
@@ -105,7 +106,10 @@ class Ledger:
         if stay.ends_at <= stay.opened_at:
             raise self._refused(stay, Unauthorized("the credential has expired"))
         if self.attempts is not None and (retry_after := self.attempts.spend(name, stay.opened_at)):
-            raise self._refused(stay, RateLimited(f"user {name!r}", self.attempts.rate, retry_after))
+            limited = RateLimited(f"user {name!r}", self.attempts.rate, retry_after)
+            if self.limits.enforce:
+                raise self._refused(stay, limited)
+            self._spare(stay, limited.reason, str(limited))
         user = self.users.get(name)
         if user is not None:
             self._emergency(f"user {name!r}", user.roster)
@@ -113,6 +117,8 @@ class Ledger:
         verdict = decide(
             name, None if user is None else user.roster, self.total, self.ranking, self.limits, self.policies
         )
+        if not self.limits.enforce:
+            verdict = self._spare_all(stay, verdict)
         if isinstance(verdict, Admit):
             if verdict.evict is not None:
                 self._leave(verdict.evict, CloseReason.EVICTED, verdict.sentence, policy=verdict.policy)
@@ -127,6 +133,25 @@ class Ledger:
                 raise self._refused(stay, verdict.refusal)
             finally:
                 del verdict  # which would hold the error that holds this frame
+
+    def _spare_all(self, stay: Stay, verdict: Verdict) -> Admit:
+        """Limits are only watched: say what this verdict would have done, and let `stay` in."""
+        if not isinstance(verdict, Admit):
+            self._spare(stay, verdict.refusal.reason, str(verdict.refusal))
+        elif verdict.evict is not None:
+            self._spare(verdict.evict, CloseReason.EVICTED, verdict.sentence)
+        return Admit()
+
+    def _spare(self, stay: Stay, reason: CloseReason, text: str = "") -> None:
+        self.bulletin.post(
+            events.Spared(
+                at=trio.current_time(),
+                connection=stay.id,
+                identity=stay.identity,
+                reason=reason,
+                text=text or reason.text,
+            )
+        )
 
     def _refused(self, stay: Stay, refusal: Refused) -> Refused:
         self.bulletin.post(
@@ -156,9 +181,9 @@ class Ledger:
     def _promote(self) -> None:
         """Claims have been freed: those who wait for one get theirs, in order of arrival."""
         for stay in list(self.total.files[Stage.QUEUED]):
-            if self.total.full:
+            if self.limits.enforce and self.total.full:
                 return
-            if not stay.host.roster.full:
+            if not (self.limits.enforce and stay.host.roster.full):
                 stay.last_active = trio.current_time()
                 self._refile(stay, Stage.CLAIM)
                 self._take_seats(stay)
@@ -168,7 +193,7 @@ class Ledger:
 
     def _take_seats(self, stay: Stay) -> None:
         for roster in self._rosters(stay)[len(stay.seats) :]:
-            if not roster.seats.take(stay):
+            if not roster.seats.take(stay, enforce=self.limits.enforce):
                 return
         if stay.scope is not None:
             stay.scope.cancel()
@@ -212,11 +237,8 @@ class Ledger:
     def renew(self, stay: Stay, expires_at: float | None) -> None:
         """A new credential: when it is over is counted anew; the connection's age is not."""
         stay.identity = attrs.evolve(stay.identity, expires_at=expires_at)
-        age = trio.current_time() - stay.opened_at
-        stay.ends_at, stay.ends_for = lifetime(stay.identity, self.limits, stay.opened_at, time.time() - age)
         if stay.end is None:
-            self._rearm(stay)
-            stay.host.ring_by(self._due(stay))
+            self._retime(stay)
 
     @enable_ki_protection
     def suspect(self, stay: Stay) -> None:
@@ -375,6 +397,55 @@ class Ledger:
             if heir is not None:
                 self._take_seats(heir)
 
+    # -- other limits ------------------------------------------------------------------------------------------
+
+    @step
+    def set_limits(self, limits: Limits) -> tuple[Stay, ...]:
+        """These from now on. Who waits for what is free now gets it; returns those who were beyond, and leave."""
+        before, self.limits = self.limits, limits
+        if limits.connect_rate_user != before.connect_rate_user:
+            self.attempts = _attempts(limits)
+        for user in self.users.values():
+            user.roster.seats.resize(limits.per_user)
+        self.total.seats.resize(limits.total)
+        overdue = self._retime_all()
+        beyond = (*overdue, *self._lower()) if limits.enforce else ()
+        ended = tuple(stay.id for stay in beyond)
+        self.bulletin.post(events.LimitsChanged(at=trio.current_time(), before=before, after=limits, ended=ended))
+        for roster in (*(user.roster for user in self.users.values()), self.total):
+            for heir in list(roster.seats.heirs):
+                self._take_seats(heir)
+        self._promote()
+        return beyond
+
+    def _lower(self) -> Iterator[Stay]:
+        """End whoever is beyond a limit, by its policy."""
+        policies = self.policies
+        rosters = [(user.roster, user.name, PER_USER, policies.overflow_user) for user in self.users.values()]
+        for roster, name, limit, policy in [*rosters, (self.total, "", TOTAL, policies.overflow_total)]:
+            while len(roster.claims) > roster.maximum:
+                stay = victim(roster, self.ranking, policy)
+                sentence = limit_sentence(name or stay.identity.user, limit, len(roster.claims), roster.maximum)
+                self._leave(stay, CloseReason.EVICTED, sentence, policy=policy)
+                yield stay
+
+    def _retime_all(self) -> tuple[Stay, ...]:
+        """Whose time is over by the new limits ends now, not when the keeper has been told."""
+        now, everybody = trio.current_time(), [*self.total.claims, *self.total.files[Stage.QUEUED]]
+        for stay in everybody:
+            stay.spared_at = -math.inf
+            self._retime(stay)
+            while stay.stage is Stage.CLAIM and (due := expiry(stay, self.limits))[0] <= now:
+                self._act(stay, due[1])
+        return tuple(stay for stay in everybody if stay.end is not None)
+
+    def _retime(self, stay: Stay) -> None:
+        """Count anew when its time is over; its age it keeps."""
+        age = trio.current_time() - stay.opened_at
+        stay.ends_at, stay.ends_for = lifetime(stay.identity, self.limits, stay.opened_at, time.time() - age)
+        self._rearm(stay)
+        stay.host.ring_by(self._due(stay))
+
     # -- keeping time ------------------------------------------------------------------------------------------
 
     def next_look(self, user: User) -> float:
@@ -404,9 +475,22 @@ class Ledger:
             stay.pinged_at = trio.current_time()
             self.suspect(stay)
             self._of_wire(stay, stay.wire.ping)
+        elif what in (CloseReason.IDLE, CloseReason.LIFETIME) and not self.limits.enforce:
+            self._excuse(stay, what)
         else:
             assert isinstance(what, CloseReason)
             self._leave(stay, what)
+
+    def _excuse(self, stay: Stay, reason: CloseReason) -> None:
+        self._spare(stay, reason)
+        stay.spared_at = trio.current_time()
+        if reason is CloseReason.LIFETIME:
+            endless = attrs.evolve(self.limits, lifetime=math.inf)
+            stay.ends_at, stay.ends_for = lifetime(
+                stay.identity, endless, stay.opened_at, time.time() - (stay.spared_at - stay.opened_at)
+            )
+        self._rearm(stay)
+        stay.host.ring_by(self._due(stay))
 
     def _of_wire(self, stay: Stay, call: Callable[..., None], *args: Any) -> None:
         try:
@@ -440,8 +524,18 @@ class Ledger:
     def _emergency(self, limit: str, roster: Roster) -> None:
         """One more is about to come in: shed from the high-water mark, so that nobody healthy has to go."""
         surplus = excess(len(roster.claims) + 1, roster.maximum, self.policies)
-        if surplus:
+        if surplus and self.limits.enforce:
             self._shed(limit, roster, surplus)
+        elif surplus:
+            self._spare_idlers(roster, surplus)
+
+    def _spare_idlers(self, roster: Roster, surplus: int) -> None:
+        """Limits are only watched: say who would be shed, of each once in a TTL."""
+        now = trio.current_time()
+        for stay in reclaimable(roster, surplus, now, self.limits, self.timeouts, self.policies):
+            if now - stay.spared_at >= self.limits.idle_ttl:
+                stay.spared_at = now
+                self._spare(stay, CloseReason.SHED)
 
     def _shed(self, limit: str, roster: Roster, surplus: int) -> tuple[Stay, ...]:
         now, before = trio.current_time(), len(roster.claims)
@@ -501,3 +595,7 @@ class Ledger:
     @staticmethod
     def _timed(user: User) -> tuple[Stay, ...]:
         return tuple(stay for stage in ENDING for stay in user.roster.files[stage])
+
+
+def _attempts(limits: Limits) -> RateBook | None:
+    return None if limits.connect_rate_user is None else RateBook(limits.connect_rate_user)

@@ -37,8 +37,8 @@ class Ranking:
                 self._most -= 1
 
     def count(self, claims: int) -> int:
-        """How many users have so many."""
-        return len(self._holding.get(claims, ()))
+        """How many users have so many, or more."""
+        return sum(len(users) for number, users in self._holding.items() if number >= claims)
 
     def greediest(self) -> User:
         """Who holds most; of several, who has held as many for longest. KeyError if nobody holds anything."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 
 import attrs
-import trio
 
 from .seats import Seats
 from .stay import Stage, Stay
@@ -32,12 +31,12 @@ class Roster:
     @classmethod
     def of(cls, maximum: int) -> Roster:
         """An empty roster for a limit of `maximum`."""
-        return cls(Seats(trio.CapacityLimiter(maximum)))
+        return cls(Seats(maximum))
 
     @property
     def maximum(self) -> int:
-        """The limit itself; the limiter is the only place that knows it."""
-        return int(self.seats.limiter.total_tokens)
+        """The limit itself."""
+        return self.seats.maximum
 
     @property
     def claims(self) -> dict[Stay, None]:

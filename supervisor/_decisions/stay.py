@@ -97,6 +97,8 @@ class Stay:
     #: Nobody waits for the peer's goodbye any more, or ever did.
     forced: bool = attrs.field(default=False, init=False, repr=False)
     pinged_at: float = attrs.field(default=-math.inf, init=False, repr=False)
+    #: When it last was to leave, and did not have to because limits are only watched.
+    spared_at: float = attrs.field(default=-math.inf, init=False, repr=False)
     closed: Closed | None = attrs.field(default=None, init=False, repr=False)
     #: Set once `closed` is; made only when somebody waits.
     gone: trio.Event | None = attrs.field(default=None, init=False, repr=False)

@@ -27,9 +27,10 @@ def _inconsistencies(ledger: Ledger) -> Iterator[str]:
         by_user = {stay for user in users for stay in user.roster.files[stage]}
         if by_user != ledger.total.files[stage].keys():
             yield f"{stage.name.lower()}: the users' files and the total's differ"
-    yield from _of_limit("total", ledger.total)
+    enforce = ledger.limits.enforce
+    yield from _of_limit("total", ledger.total, enforce=enforce)
     for user in users:
-        yield from _of_limit(f"user {user.name!r}", user.roster)
+        yield from _of_limit(f"user {user.name!r}", user.roster, enforce=enforce)
         yield from _of_user(ledger, user)
     if ledger.queued.bytes != sum(user.queued.bytes for user in users):
         yield f"{ledger.queued.bytes} bytes are said to be queued in all, and that is not their sum"
@@ -39,19 +40,20 @@ def _inconsistencies(ledger: Ledger) -> Iterator[str]:
 
 def _of_waiting(ledger: Ledger) -> Iterator[str]:
     """Nobody waits for a claim that is free."""
-    if not ledger.total.full:
+    enforce = ledger.limits.enforce
+    if not (enforce and ledger.total.full):
         for stay in ledger.total.files[Stage.QUEUED]:
-            if not stay.host.roster.full:
+            if not (enforce and stay.host.roster.full):
                 yield f"{stay.id}: waits although there is room"
 
 
-def _of_limit(name: str, roster: Roster) -> Iterator[str]:
-    """Claims and tokens within the limit, and the limiter's borrowers exactly those who hold its seat."""
+def _of_limit(name: str, roster: Roster, *, enforce: bool) -> Iterator[str]:
+    """Claims within the limit, no token too many, and the limiter's borrowers exactly those who hold its seat."""
     limiter = roster.seats.limiter.statistics()
-    if len(roster.claims) > roster.maximum:
+    if enforce and len(roster.claims) > roster.maximum:
         yield f"{name}: {len(roster.claims)} claims, limit {roster.maximum}"
-    if limiter.borrowed_tokens > roster.maximum:
-        yield f"{name}: {limiter.borrowed_tokens} tokens, limit {roster.maximum}"
+    if limiter.total_tokens != max(roster.maximum, limiter.borrowed_tokens):
+        yield f"{name}: {limiter.total_tokens} tokens, {limiter.borrowed_tokens} of them out, limit {roster.maximum}"
     holders = {stay for file in roster.files.values() for stay in file if roster.seats in stay.seats}
     if holders != set(limiter.borrowers):
         yield f"{name}: the limiter's borrowers are not the connections that hold its seat"
@@ -61,6 +63,8 @@ def _of_limit(name: str, roster: Roster) -> Iterator[str]:
         yield f"{name}: the claims by activity are out of order"
     if not roster.suspects.keys() <= roster.claims.keys():
         yield f"{name}: suspects that hold no claim"
+    if roster.seats.heir is not None:
+        yield f"{name}: a seat is free, and somebody waits for it"
     for heir in roster.seats.heirs:
         if heir not in roster.claims or roster.seats in heir.seats:
             yield f"{name}: {heir.id} waits for a seat that it may not have"

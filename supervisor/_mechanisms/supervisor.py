@@ -264,6 +264,16 @@ class Supervisor:
         ledger.post(DrainFinished(at=trio.current_time(), closed=len(closed), stuck=stuck))
         return closed
 
+    async def set_limits(self, **changes: Any) -> tuple[Closed, ...]:
+        """Change some of the `limits` while everything runs: ``await supervisor.set_limits(per_user=3)``.
+
+        Who waits for room that there is now comes in at once. Who is beyond a limit now leaves (4505), by its policy;
+        under a policy that refuses, the newest do. Returns how they closed. Sizes and rates of messages stay, for each
+        connection, what they were when it came. An unknown name is a TypeError, a bad value a ValueError, and neither
+        changes anything.
+        """
+        return await _gone(self._ledger.set_limits(attrs.evolve(self.limits, **changes)))
+
     async def cut(self) -> tuple[Closed, ...]:
         """Admit nobody any more, and end all connections now, without waiting for their goodbyes."""
         self._ledger.shut()

@@ -23,6 +23,7 @@ class Tally:
     turned_away: Counter[str] = attrs.field(factory=Counter)
     closed: Counter[str] = attrs.field(factory=Counter)
     failures: Counter[str] = attrs.field(factory=Counter)
+    spared: Counter[str] = attrs.field(factory=Counter)
     hard_limits: int = 0
     set_aside: int = 0
     emergencies: int = 0
@@ -52,6 +53,8 @@ class Tally:
             case events.EmergencyCleanup():
                 self.emergencies += 1
                 self.shed += len(event.shed)
+            case events.Spared():
+                self.spared[event.reason.name.lower()] += 1
             case events.Failed():
                 self.failures[event.what] += 1
 
@@ -79,6 +82,8 @@ class Statistics:
     outbox_bytes: int
     per_user_limit: int
     total_limit: int
+    #: False: limits are only watched.
+    enforce: bool
     draining: bool
     #: Since the start; the most there have been at once, those that leave included.
     peak: int
@@ -88,6 +93,8 @@ class Statistics:
     turned_away: Mapping[str, int]
     closed: Mapping[str, int]
     failures: Mapping[str, int]
+    #: What would have happened if limits were enforced, by the reason.
+    spared: Mapping[str, int]
     hard_limits: int
     set_aside: int
     emergencies: int
@@ -112,6 +119,7 @@ def take_statistics(ledger: Ledger, tally: Tally) -> Statistics:
         outbox_bytes=ledger.queued.bytes,
         per_user_limit=ledger.limits.per_user,
         total_limit=ledger.total.maximum,
+        enforce=ledger.limits.enforce,
         draining=not ledger.open,
         peak=tally.peak,
         admitted=tally.admitted,
@@ -119,6 +127,7 @@ def take_statistics(ledger: Ledger, tally: Tally) -> Statistics:
         turned_away=MappingProxyType(dict(tally.turned_away)),
         closed=MappingProxyType(dict(tally.closed)),
         failures=MappingProxyType(dict(tally.failures)),
+        spared=MappingProxyType(dict(tally.spared)),
         hard_limits=tally.hard_limits,
         set_aside=tally.set_aside,
         emergencies=tally.emergencies,

@@ -28,7 +28,8 @@ Failed = Callable[[Exchange, Exception], Awaitable[None]]
 class Lobby:
     """Everybody who has connected and not yet said what they want. They hold no seats."""
 
-    capacity: int
+    #: How many there may be, now.
+    capacity: Callable[[], int]
     handshake: float
     tls: ssl.SSLContext | None
     dispatch: Dispatch
@@ -66,7 +67,7 @@ class Lobby:
                 self._watching.unpark_all()
 
     async def _receive(self, exchange: Exchange) -> bool:
-        if len(self.waiting) >= self.capacity:
+        if len(self.waiting) >= self.capacity():
             self._send_oldest_away()
         with trio.move_on_after(self.handshake) as patience:
             self.waiting[patience] = None

@@ -18,6 +18,7 @@ from .._engines.link import Stream
 from .._engines.trio_websocket import TrioWebSocket
 from .._mechanisms.supervisor import Handler, Supervisor, open_supervisor
 from .._words.errors import BadRequest, NotFound, RateLimited, Refused, Unavailable
+from .._words.events import Event, LimitsChanged
 from .._words.identity import Identity, InvalidName
 from .._words.limits import Limits, Policies, Timeouts
 from .._words.profiles import Profile
@@ -163,6 +164,11 @@ class Server:
         if isinstance(hook, Revokes):
             hook.revoke(user)
 
+    def follow(self, event: Event) -> None:
+        """A subscriber: other limits are other limits for addresses, too."""
+        if isinstance(event, LimitsChanged) and event.before.connect_rate_address != event.after.connect_rate_address:
+            self.attempts = _attempts(event.after)
+
     def _wire(self, exchange: Exchange, peer: str, upgrade: Upgrade) -> Wire:
         supervisor = self.supervisor
         return self.engine(
@@ -200,6 +206,10 @@ class Server:
             await exchange.answer(200, content, {"Content-Type": content_type, **_PAGE_HEADERS})
         else:
             raise NotFound(f"nothing at {request.path!r}")
+
+
+def _attempts(limits: Limits) -> RateBook | None:
+    return None if limits.connect_rate_address is None else RateBook(limits.connect_rate_address)
 
 
 def open_metrics(supervisor: Supervisor) -> Metrics | None:
@@ -257,16 +267,21 @@ async def serve(
                 open_supervisor(limits=limits, timeouts=timeouts, policies=policies, profile=profile) as supervisor,
                 trio.open_nursery() as nursery,
             ):
-                rate = limits.connect_rate_address
-                attempts = None if rate is None else RateBook(rate)
                 metrics = open_metrics(supervisor)
                 if metrics is not None:
                     nursery.start_soon(metrics.watch_lag, name="lag")
+                attempts = _attempts(limits)
                 server = Server(supervisor, handler, options, listeners, shutdown, engine, attempts, metrics)
+                supervisor.subscribe(server.follow)
                 if options.authenticate is not None:
                     supervisor.authority = server
                 lobby = Lobby(
-                    limits.lobby, timeouts.handshake, tls, server.dispatch, supervisor.turned_away, server.failed
+                    lambda: supervisor.limits.lobby,
+                    timeouts.handshake,
+                    tls,
+                    server.dispatch,
+                    supervisor.turned_away,
+                    server.failed,
                 )
                 for listener in listeners:
                     nursery.start_soon(accept_forever, listener, lobby, nursery, timeouts)

@@ -6,7 +6,7 @@ import attrs
 
 from .closing import CloseReason, End
 from .identity import Identity
-from .limits import Overflow
+from .limits import Limits, Overflow
 
 
 @attrs.frozen(kw_only=True)
@@ -105,6 +105,25 @@ class EmergencyCleanup(Event):
     limit: str
     before: int
     shed: tuple[str, ...]
+
+
+@attrs.frozen(kw_only=True)
+class Spared(Event):
+    """Under ``enforce=False``: a limit would have kept a connection out, or ended it, for `reason`; and did not."""
+
+    connection: str
+    identity: Identity
+    reason: CloseReason
+    text: str
+
+
+@attrs.frozen(kw_only=True)
+class LimitsChanged(Event):
+    """Other limits are in force; those who were beyond them, `ended`, leave."""
+
+    before: Limits
+    after: Limits
+    ended: tuple[str, ...]
 
 
 @attrs.frozen(kw_only=True)

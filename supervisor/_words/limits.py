@@ -110,6 +110,10 @@ class Limits:
     and what it is wrapped in should be allowed at once. None: any number."""
     control_rate: Rate | None = attrs.field(default=Rate("1000/10s"), converter=_rate)
     """Pings and pongs received by one connection; more end it (4008). None: any number."""
+    enforce: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
+    """False watches only: nobody is refused, evicted, shed or expired for a number of connections or attempts, for
+    ``idle_ttl`` or ``lifetime``, and each time that would have happened is a `Spared` event. What protects the process
+    is in force as ever: sizes, rates of messages, dead and slow peers, expired credentials."""
 
     @property
     def stuck_per_user(self) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import attrs
@@ -284,6 +285,18 @@ class SupervisorMachine(RuleBasedStateMachine):
     def drain(self, rate: float) -> None:
         """The end of the day; nobody is admitted any more."""
         self._by_hand(CloseReason.RESTART, lambda guest: True, self.supervisor.drain, rate, 1.0)
+
+    @rule(limits=strategies.limits, enforce=st.booleans())
+    def set_limits(self, limits: Limits, enforce: bool) -> None:  # noqa: FBT001 - drawn by name
+        """Other limits, or only watched ones, from now on."""
+        changes = attrs.asdict(limits, recurse=False) | {"enforce": enforce}
+
+        def begin() -> None:
+            assert self.stepper.nursery is not None
+            self.model.limiting(Limits(**changes))
+            self.stepper.nursery.start_soon(partial(self.supervisor.set_limits, **changes))
+
+        self.stepper.call(begin)
 
     @rule()
     def a_subscriber_fails(self) -> None:

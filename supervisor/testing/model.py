@@ -24,6 +24,8 @@ from .wire import FaultWire, Peer
 HAIR = 1e-6
 #: Beyond ``timeouts.close``, a goodbye that does not end by itself is given this long.
 _OVERRUN = 0.1
+#: What happens to nobody while limits are only watched.
+_LIMITED = (CloseReason.EVICTED, CloseReason.SHED, CloseReason.IDLE, CloseReason.LIFETIME)
 
 
 @attrs.define(eq=False)
@@ -120,6 +122,11 @@ class Model:
         self._told.append((reason, whom, for_good))
         self.draining = self.draining or reason is CloseReason.RESTART
 
+    def limiting(self, limits: Limits) -> None:
+        """Other limits are about to be set."""
+        self._settle()
+        self.limits = limits
+
     # -- what the supervisor says ------------------------------------------------------------------------------
 
     def __call__(self, event: events.Event) -> None:
@@ -160,6 +167,8 @@ class Model:
         now, reason = event.at, event.reason
         if any(reason is told and whom(guest) for told, whom, _ in self._told):
             return True
+        if not self.limits.enforce and reason in _LIMITED and not self._sheds_by_hand(reason):
+            return False
         match reason:
             case CloseReason.EVICTED:
                 return self._may_be_evicted(guest)
@@ -189,15 +198,24 @@ class Model:
         return reason is guest.wire.ended_for
 
     def _may_be_evicted(self, guest: Guest) -> bool:
-        """Only for an arrival at a full limit, one for each, and whom the policy names."""
+        """Only for an arrival at a full limit, one for each, and whom the policy names; or if a limit was lowered."""
         newcomer = self._arriving
-        if newcomer is None or self._evicted:
+        if newcomer is None:
+            return self._is_beyond(guest)
+        if self._evicted:
             return False
         self._evicted = True
         theirs = self._of(newcomer.user)
         if len(theirs) >= self.limits.per_user:
             return self._is_victim(guest, self.policies.overflow_user, theirs)
         full = len(self.claims) >= self.limits.total
+        return full and self._is_victim(guest, self.policies.overflow_total, self.claims)
+
+    def _is_beyond(self, guest: Guest) -> bool:
+        theirs = self._of(guest.user)
+        if len(theirs) > self.limits.per_user:
+            return self._is_victim(guest, self.policies.overflow_user, theirs)
+        full = len(self.claims) > self.limits.total
         return full and self._is_victim(guest, self.policies.overflow_total, self.claims)
 
     def _is_victim(self, guest: Guest, policy: Overflow, among: list[Guest]) -> bool:
@@ -212,11 +230,14 @@ class Model:
                 share = Counter(other.user for other in among)
                 oldest = next(other for other in among if other.user == guest.user)
                 return guest is oldest and share[guest.user] == max(share.values())
-        return False
+        return self._arriving is None and guest is among[-1]
+
+    def _sheds_by_hand(self, reason: CloseReason) -> bool:
+        return reason is CloseReason.SHED and any(told is reason for told, _, _ in self._told)
 
     def _emergency(self, event: events.EmergencyCleanup) -> None:
         """The connections have been said to leave before this."""
-        if self._arriving is None and any(told is CloseReason.SHED for told, _, _ in self._told):
+        if self._arriving is None and self._sheds_by_hand(CloseReason.SHED):
             return
         total = event.limit == "total"
         maximum = self.limits.total if total else self.limits.per_user
@@ -287,7 +308,8 @@ class Model:
                 self._complain(guest, f"came in, though {len(self._of(guest.user))} of {len(self.claims)} were there")
 
     def _has_room(self, guest: Guest) -> bool:
-        return len(self.claims) < self.limits.total and len(self._of(guest.user)) < self.limits.per_user
+        free = len(self.claims) < self.limits.total and len(self._of(guest.user)) < self.limits.per_user
+        return free or not self.limits.enforce
 
     def _promote(self) -> None:
         """Who waits has what is free, but after the newcomer for whom it was freed."""
@@ -339,7 +361,7 @@ class Model:
 
     def _look_for_overdue(self) -> None:
         now = trio.current_time()
-        for guest in self.claims:
+        for guest in self.claims if self.limits.enforce else ():
             idle = self.hears_everything and guest.idle(now) > self.limits.idle_ttl + HAIR
             if idle or now - guest.arrived > self.limits.lifetime + HAIR:
                 self._complain(guest, f"should have ended, idle for {guest.idle(now):g} s")

@@ -87,6 +87,7 @@ class World(trio.abc.Instrument):
             idle_ttl=self.deal(1, 5, 300),
             lifetime=self.deal(math.inf, math.inf, 3),
             closing=self.deal(0, 1, 100),
+            enforce=self.rng.random() < 0.9,
         )
         self.timeouts = Timeouts(
             linger=self.deal(0, 0, 1), wait=self.deal(0, 0.1, 1), ping_interval=self.deal(2, 20), pong=1
@@ -119,6 +120,7 @@ class World(trio.abc.Instrument):
             user = ledger.users.get(name)
             bound = self.limits.per_user
             if user is not None:
+                bound = int(user.roster.seats.limiter.total_tokens)  # which the audit has judged
                 bound += len(user.roster.files[Stage.STUCK]) + sum(s.robbed for s in user.roster.files[Stage.LEAVING])
             if handlers > bound:
                 self.problems.append(f"user {name!r}: {handlers} handlers, {bound} allowed")
@@ -190,6 +192,12 @@ class World(trio.abc.Instrument):
         elif what < 0.22:
             self.model.told(CloseReason.RESTART, lambda guest: True, for_good=True)
             await supervisor.drain(rate=self.deal(2, math.inf), deadline=1)
+        elif what < 0.27:
+            changes: dict[str, Any] = {"per_user": self.deal(1, 2, 3), "total": self.deal(1, 2, 4, 6)}
+            changes |= {"idle_ttl": self.deal(1, 5, 300), "lifetime": self.deal(math.inf, 3)}
+            changes["enforce"] = self.rng.random() < 0.7
+            self.model.limiting(attrs.evolve(supervisor.limits, **changes))
+            await supervisor.set_limits(**changes)
 
     async def play(self) -> None:
         """Let them all come, and see that nothing is left when the house has closed."""
