@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from ._mechanisms.audience import Audience as Audience
 from ._mechanisms.connection import Connection as Connection
 from ._mechanisms.connection import Membership as Membership
+from ._mechanisms.recorder import Recorder as Recorder
 from ._mechanisms.supervisor import Supervisor as Supervisor
 from ._mechanisms.supervisor import open_supervisor as open_supervisor
 from ._mechanisms.tally import Statistics as Statistics

@@ -237,3 +237,108 @@ async def test_waiting_for_a_seat_may_take_longer_than_a_handshake() -> None:
             status, _, body = await raw.response()
             assert status == 429
             assert b"per user limit (1/1)" in body
+
+
+# -- limits, why, publishing -----------------------------------------------------------------------------------
+
+
+@pytest.mark.req("R49")
+async def test_limits_are_read_and_changed() -> None:
+    async with open_server(limits=Limits(lifetime=60)) as server, guests(server, "ann", "ann", "ann"):
+        status, answer = await request(server, "GET", "/api/limits")
+        assert (status, answer["limits"]["per_user"], answer["limits"]["control_rate"]) == (200, 5, "1000/10s")
+        body = {"per_user": 1, "lifetime": None, "message_rate": "5/s", "enforce": True}
+        status, answer = await request(server, "POST", "/api/limits", body)
+        assert (status, answer["closed"], answer["connections"][0]["reason"]) == (200, 2, "evicted")
+        assert answer["limits"] | body == answer["limits"]
+        assert math.isinf(server.supervisor.limits.lifetime)
+
+
+@pytest.mark.req("R49", "R17")
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({}, "give some of per_user, total"),
+        ({"per_uesr": 3}, "give some of per_user, total"),
+        ({"per_user": 3, "total": 0}, "total must be a whole number of at least 1"),
+        ({"per_user": "3"}, "per_user must be a whole number"),
+        ({"idle_ttl": "1h"}, "idle_ttl must be a number of seconds"),
+        ({"message_rate": 5}, "a rate is spelled like"),
+        ({"enforce": "no"}, "enforce"),
+    ],
+)
+async def test_bad_limits_change_nothing(body: dict[str, object], says: str) -> None:
+    async with open_server() as server:
+        status, answer = await request(server, "POST", "/api/limits", body)
+        assert (status, server.supervisor.limits) == (400, Limits())
+        assert says in answer["detail"]
+
+
+@pytest.mark.req("R35")
+async def test_why_somebody_was_disconnected_and_what_is_known_of_who_is_here() -> None:
+    async with open_server(limits=Limits(per_user=1)) as server, guests(server, "ann", "ann"):
+        with trio.fail_after(5):
+            while server.supervisor.statistics().closing:  # its peer does not answer the goodbye
+                await trio.sleep(0.01)
+        status, answer = await request(server, "GET", "/api/why?connection=c1")
+        assert (status, answer["here"]) == (200, [])
+        assert [event["event"] for event in answer["story"]] == ["admitted", "leaving", "closed"]
+        assert answer["story"][-1]["text"] == "user 'ann' exceeded maximum connections per user limit (1/1)"
+        assert answer["story"][0]["at"].endswith("+00:00")
+        _, answer = await request(server, "GET", "/api/why?user=ann")
+        (card,) = answer["here"]
+        assert (card["connection"], card["expires_for"]) == ("c2", "idle")
+        assert 290 < card["expires_in"] <= 300
+        assert card["bytes_sent"] > 100
+        assert card["bytes_received"] > 100
+        assert len(answer["story"]) == 4
+        assert (await request(server, "GET", "/api/why?user=bob"))[0] == 404
+        assert (await request(server, "GET", "/api/why?connection=c9"))[0] == 404
+        for query in ("", "?user=ann&connection=c1"):
+            assert (await request(server, "GET", f"/api/why{query}"))[0] == 400
+
+
+async def test_publishing_from_outside() -> None:
+    async with open_server() as server, connect(server) as raw:
+        await raw.upgrade("/ws?user=ann")
+        await raw.message()
+        await raw.say(op="join", room="r")
+        await raw.message()
+        for whom in ({"room": "r"}, {"user": "ann"}):
+            status, answer = await request(server, "POST", "/api/publish", {**whom, "data": [1]})
+            assert (status, answer) == (200, {**whom, "delivered": 1})
+            assert await raw.message() == {"type": "message", **whom, "from": None, "data": [1]}
+        for body in ({"room": "r"}, {"data": 1}, {"room": "r", "user": "ann", "data": 1}, {"room": 3, "data": 1}):
+            assert (await request(server, "POST", "/api/publish", body))[0] == 400
+
+
+@pytest.mark.req("R17", "R35")
+async def test_orders_are_written_down_and_secrets_are_not(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "supervisor")
+    options = Options(admin_token="a secret word")
+    async with open_server(options=options) as server, guests(server, "ann"):
+        ask = {"Authorization": "Bearer a secret word", "X-Request-ID": "order-1"}
+        await request(server, "POST", "/api/disconnect", {"user": "ann"}, **ask)
+        await request(server, "POST", "/api/disconnect", {"user": "bob"}, **ask)
+        await request(server, "POST", "/api/publish", {"user": "ann", "data": "what I tell you"}, **ask)
+    said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("ordered")]
+    assert said == [
+        "ordered peer=127.0.0.1 order=disconnect body='{\"user\": \"ann\"}' status=200 outcome='closed 1'"
+        " request=order-1",
+        'ordered peer=127.0.0.1 order=disconnect body=\'{"user": "bob"}\' status=404'
+        " outcome=\"user 'bob' has no connections\" request=order-1",
+        "ordered peer=127.0.0.1 order=publish body='{\"user\": \"ann\"}' status=200 outcome='delivered 0'"
+        " request=order-1",
+    ]
+    assert "secret" not in caplog.text
+    assert "what I tell you" not in caplog.text
+
+
+async def test_every_answer_says_what_the_log_calls_the_request() -> None:
+    async with open_server() as server:
+        for given, expected in (("q-17", "q-17"), ("no plain word", None), ("x" * 129, None), (None, None)):
+            async with connect(server) as raw:
+                await raw.send(upgrade_head("/ws", Sec_WebSocket_Version="7", X_Request_ID=given))
+                status, headers, _ = await raw.response()
+                assert status == 426
+                assert headers["x-request-id"] == expected or (expected is None and len(headers["x-request-id"]) == 16)

@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.lowlevel import currently_ki_protected
 
-from supervisor import BadRequest, HardLimitReached, Limits, Policies, Timeouts, events
+from supervisor import HardLimitReached, Limits, Policies, Timeouts, events
 from supervisor._decisions.bulletin import Bulletin, step
 from supervisor._decisions.ledger import Ledger
 from tests.helpers import House, open_house, settle, slow_to_leave
@@ -146,8 +146,17 @@ async def everything_happens(house: House) -> None:
     await trio.sleep(150)
     await house.supervisor.shed()
     house.supervisor.report("request", RuntimeError("reported"))
-    house.supervisor.turned_away("192.0.2.1", BadRequest("nonsense"))
-    await house.enter("cid", handler=slow_to_leave(0.1))
+    house.supervisor.tell(
+        events.TurnedAway(at=trio.current_time(), peer="192.0.2.1", status=400, error="bad_request", text="nonsense")
+    )
+    house.supervisor.tell(
+        events.Ordered(
+            at=trio.current_time(), peer="127.0.0.1", order="shed", body="{}", status=200, outcome="closed 1"
+        )
+    )
+    await house.supervisor.set_limits(per_user=1, enforce=False)
+    for _ in range(2):
+        await house.enter("dan", handler=slow_to_leave(0.1))
     await house.supervisor.drain()
 
 

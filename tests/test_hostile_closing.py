@@ -373,7 +373,7 @@ async def test_a_handler_that_does_not_leave_holds_nothing(handler, by: str) -> 
         inside.set()
         await handler(conn)
 
-    async with besieged(handle, errors=("stuck handler set aside",)) as server, connect(server) as raw:
+    async with besieged(handle, errors=("handler_stuck",)) as server, connect(server) as raw:
         await raw.upgrade()
         await inside.wait()
         (conn,) = server.supervisor.connections(user="ann")
@@ -467,7 +467,7 @@ async def test_hooks_that_raise_hang_close_others_and_come_back() -> None:
         conn.on_close(comes_back, conn)
         await trio.sleep_forever()
 
-    async with besieged(handler, errors=("hook failed",)) as server:
+    async with besieged(handler, errors=("failed what=hook",)) as server:
         async with connect(server) as one, connect(server) as two:
             await one.upgrade()
             await two.upgrade()

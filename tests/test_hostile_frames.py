@@ -324,7 +324,7 @@ async def test_whatever_a_handler_raises_ends_its_own_connection(raised: BaseExc
         await conn.receive()
         raise raised
 
-    async with besieged(handler, errors=("handler failed",)) as server, connect(server) as raw:
+    async with besieged(handler, errors=("failed what=handler",)) as server, connect(server) as raw:
         await raw.upgrade()
         await raw.send(frame(1, b"now"))
         assert (await raw.closed_with())[0] == 1011

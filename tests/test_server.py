@@ -248,7 +248,7 @@ def test_sigterm_drains_and_the_process_ends_well() -> None:
         assert closed.value.rcvd.code == 1012
         status, _, said = server.end()
         assert status == 0
-        assert "drain started connections=1" in said
+        assert "drain_started connections=1" in said
         assert "Traceback" not in said
 
 

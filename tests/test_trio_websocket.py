@@ -25,7 +25,7 @@ async def test_an_exception_in_the_engines_reader_ends_one_connection(monkeypatc
         raise RuntimeError("reader raises")
 
     monkeypatch.setattr("trio_websocket.WebSocketConnection._handle_ping_event", broken)
-    async with besieged(errors=("reader failed",)) as server, connect(server) as raw:
+    async with besieged(errors=("failed what=reader",)) as server, connect(server) as raw:
         await raw.upgrade()
         await raw.send(frame(9))
         assert (await raw.closed_with())[0] == 1002

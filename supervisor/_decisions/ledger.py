@@ -444,7 +444,7 @@ class Ledger:
         age = trio.current_time() - stay.opened_at
         stay.ends_at, stay.ends_for = lifetime(stay.identity, self.limits, stay.opened_at, time.time() - age)
         self._rearm(stay)
-        stay.host.ring_by(self._due(stay))
+        stay.host.ring_by(max(self._due(stay), trio.current_time()))  # an alarm for the past would seem to ring late
 
     # -- keeping time ------------------------------------------------------------------------------------------
 

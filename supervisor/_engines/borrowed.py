@@ -37,6 +37,7 @@ class Borrowed:
     peer: str = "?"
     silent_since: float | None = None
     stalled_since: float | None = None
+    traffic: tuple[int, int] | None = None
     _stream: Stream = attrs.field(init=False)
     _nursery: trio.Nursery | None = None
     _ended: Ended | None = None

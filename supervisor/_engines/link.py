@@ -30,6 +30,8 @@ Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream] | Pipe
 _CHUNK = 16_384
 RECEIVE_BYTES = 65_536
 _TCP_ESTABLISHED = 1
+#: tcpi_bytes_acked and tcpi_bytes_received of Linux.
+_BYTES = "QQ"
 _PING = encode(PING, b"")
 #: The close code that says that there was no close frame; so none carries it.
 NO_CODE = 1006
@@ -231,6 +233,17 @@ class Link:
             except OSError:
                 pass  # the peer was faster
         close_now(self.stream)
+
+    def traffic(self) -> tuple[int, int] | None:
+        """Bytes that have come from the peer, and bytes that it has taken; by the kernel's count, None elsewhere."""
+        sock = socket_of(self.stream)
+        if self.closed or sock is None or not hasattr(socket, "TCP_INFO"):
+            return None
+        try:
+            taken, received = struct.unpack_from(_BYTES, sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256), 120)
+        except (OSError, struct.error):
+            return None
+        return received, taken
 
     def peer_is_gone(self) -> bool:
         """Whether the kernel knows that the other side has closed or vanished, though nobody has read it yet."""

@@ -79,6 +79,11 @@ class SansIo:
         """See `Wire.stalled_since`."""
         return self._link.stalled_since
 
+    @property
+    def traffic(self) -> tuple[int, int] | None:
+        """See `Wire.traffic`."""
+        return self._link.traffic()
+
     # -- opening -----------------------------------------------------------------------------------------------
 
     async def open(self, nursery: trio.Nursery, ended: Ended) -> None:

@@ -57,6 +57,11 @@ class TrioWebSocket:
         """See `Wire.stalled_since`."""
         return self._link.stalled_since
 
+    @property
+    def traffic(self) -> tuple[int, int] | None:
+        """See `Wire.traffic`."""
+        return self._link.traffic()
+
     def _head(self) -> bytes:
         """The request that the engine sees: ours, so nothing that a peer wrote ever reaches its parser."""
         protocol = f"Sec-WebSocket-Protocol: {self.upgrade.subprotocol}\r\n" if self.upgrade.subprotocol else ""

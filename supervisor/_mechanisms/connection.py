@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import trio
 
+from .._decisions.dues import expiry
 from .._decisions.ledger import Ledger
 from .._decisions.memberships import Group
 from .._decisions.outbox import Outbox, Put
@@ -64,6 +65,11 @@ class Connection(Stay):
     def rooms(self) -> tuple[Any, ...]:
         """The rooms it has joined, in that order."""
         return tuple(group.name for group in self.groups if isinstance(group, Group) and group.kind == "room")
+
+    @property
+    def expires(self) -> tuple[float, CloseReason]:
+        """When its time is over, unless something happens, on Trio's clock; and which of its times that is."""
+        return expiry(self, self._ledger.limits)
 
     # -- receiving ---------------------------------------------------------------------------------------------
 

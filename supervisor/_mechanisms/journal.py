@@ -3,75 +3,82 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
+import attrs
+
+from .._decisions.floods import Floods
 from .._words import events
 from .._words.events import Event
+from .._words.record import Record, record
 
 logger = logging.getLogger("supervisor")
 
+#: What anybody may cause as often as they like, without holding anything.
+_CHEAP = (events.Refused, events.TurnedAway, events.Spared, events.Failed)
+_LEVELS: dict[type[Event], int] = {
+    events.Refused: logging.WARNING,
+    events.Leaving: logging.DEBUG,
+    events.HandlerReturned: logging.WARNING,
+    events.EmergencyCleanup: logging.WARNING,
+    events.LimitsChanged: logging.WARNING,
+    events.Failed: logging.ERROR,
+    events.Audited: logging.DEBUG,
+    events.Ordered: logging.WARNING,
+}
+_PLAIN = re.compile(r"[A-Za-z0-9_.:@/+-]+", re.ASCII)
 
-def write(event: Event) -> None:
-    """Log one event, under the logger ``supervisor``, its fields as ``extra`` too.
 
-    What a peer may have chosen is written as a Python literal, so that it cannot forge a line.
+@attrs.define(eq=False)
+class Journal:
+    """Writes under the logger ``supervisor``, with the event's `record` as ``extra``, and a failure's traceback.
+
+    Of what anybody may cause, a hundred lines of a kind are written in ten seconds; how many more there were is a line
+    of its own, at the next event after that. (The audit is one.)
     """
-    level, message, fields = _line(event)
-    exception = event.exception if isinstance(event, events.Failed) else None
-    if logger.isEnabledFor(level):
-        logger.log(level, message, *fields.values(), extra={"event": fields}, exc_info=exception)
+
+    floods: Floods = attrs.field(factory=Floods)
+
+    def __call__(self, event: Event) -> None:
+        """Write one event."""
+        for kind, count in self.floods.ebb(event.at).items():
+            fields: Record = {"event": "suppressed", "kind": kind, "lines": count, "seconds": self.floods.window}
+            logger.warning(spell(fields), extra={"event": fields})
+        level = _level(event)
+        if logger.isEnabledFor(level) and (not isinstance(event, _CHEAP) or self.floods.passes(_kind(event))):
+            fields = record(event)
+            exception = event.exception if isinstance(event, events.Failed) else None
+            logger.log(level, "%s", spell(fields), extra={"event": fields}, exc_info=exception)
 
 
-def _line(event: Event) -> tuple[int, str, dict[str, Any]]:
+def _level(event: Event) -> int:
     match event:
-        case events.Admitted():
-            return logging.INFO, "admitted connection=%s user=%r session=%r", _who(event)
-        case events.Refused():
-            level = logging.ERROR if event.hard else logging.WARNING
-            line = "refused connection=%s user=%r session=%r reason=%s text=%r"
-            return level, line, {**_who(event), **_why(event)}
-        case events.TurnedAway():
-            fields = {"peer": event.peer, "status": event.status, "error": event.error, "text": event.text}
-            return logging.DEBUG, "turned away peer=%s status=%d error=%s text=%r", fields
-        case events.Leaving():
-            line = "leaving connection=%s user=%r session=%r reason=%s text=%r"
-            return logging.DEBUG, line, {**_who(event), **_why(event)}
-        case events.Closed(stuck_at=None):
-            fields = {**_who(event), **_why(event), "duration": event.duration, "cleanup": event.cleanup}
-            line = "closed connection=%s user=%r session=%r reason=%s text=%r duration=%.3f cleanup=%.3f"
-            return logging.INFO, line, fields
-        case events.Closed():
-            fields = {**_who(event), "reason": event.reason.name.lower(), "stuck_at": event.stuck_at}
-            line = "stuck handler set aside connection=%s user=%r session=%r reason=%s blocked_at=%s"
-            return logging.ERROR, line, fields
-        case events.HandlerReturned():
-            return logging.WARNING, "stuck handler returned connection=%s user=%r session=%r", _who(event)
-        case events.EmergencyCleanup():
-            fields = {"limit": event.limit, "before": event.before, "shed": len(event.shed)}
-            return logging.WARNING, "emergency cleanup limit=%r before=%d shed=%d", fields
-        case events.Failed():
-            user = None if event.identity is None else event.identity.user
-            fields = {"what": event.what, "connection": event.connection, "user": user}
-            return logging.ERROR, "%s failed connection=%s user=%r", fields
-        case events.Audited(orphans=()):
-            return logging.DEBUG, "audit found nothing", {}
-        case events.Audited():
-            return logging.CRITICAL, "audit found inconsistencies %r", {"orphans": event.orphans}
-        case events.DrainStarted():
-            return logging.INFO, "drain started connections=%d", {"connections": event.connections}
-        case events.DrainFinished():
-            fields = {"closed": event.closed, "stuck": event.stuck}
-            return logging.INFO, "drain finished closed=%d stuck=%d", fields
-    return logging.INFO, "%r", {"event": event}
+        case events.Refused(hard=True):
+            return logging.ERROR
+        case events.Closed(stuck_at=str()):
+            return logging.ERROR
+        case events.Audited() if event.orphans:
+            return logging.CRITICAL
+    return _LEVELS.get(type(event), logging.INFO)
 
 
-def _who(
-    event: events.Admitted | events.Refused | events.Leaving | events.Closed | events.HandlerReturned,
-) -> dict[str, Any]:
-    identity = event.identity
-    return {"connection": event.connection, "user": identity.user, "session": identity.session}
+def _kind(event: Event) -> str:
+    fields = record(event)
+    return " ".join(str(fields[name]) for name in ("event", "reason", "error", "what") if name in fields)
 
 
-def _why(event: events.Refused | events.Leaving | events.Closed) -> dict[str, Any]:
-    text = event.text if isinstance(event, events.Refused) else event.end.text
-    return {"reason": event.reason.name.lower(), "text": text}
+def spell(fields: Record) -> str:
+    """A record as one line: its name, and what there is to say as ``name=value``.
+
+    What is not a plain word is written as a Python literal, so that nobody can forge a line, or a field.
+    """
+    told = (f"{name}={_value(value)}" for name, value in fields.items() if name not in ("event", "at"))
+    return " ".join([fields["event"], *(told for told in told if not told.endswith("=None"))])
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    text = str(value)
+    return text if not isinstance(value, str) or (_PLAIN.fullmatch(text) and text != "None") else repr(value)

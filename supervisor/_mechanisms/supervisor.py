@@ -19,16 +19,16 @@ from .._decisions.stay import Stage, Stay
 from .._engines.borrowed import Borrowed, refuse
 from .._words.closing import CloseReason
 from .._words.errors import BadRequest, NotFound, Refused
-from .._words.events import Closed, DrainFinished, DrainStarted, Failed, TurnedAway
+from .._words.events import Closed, DrainFinished, DrainStarted, Event, Failed
 from .._words.identity import Identity
 from .._words.limits import Limits, Policies, Timeouts
 from .._words.profiles import Profile, choose_profile
 from .._words.wire import Wire
-from . import journal
 from .audience import Audience
 from .audit import AuditHealth, audit, audit_periodically
 from .authority import Authority
 from .connection import Connection
+from .journal import Journal
 from .keeper import start_keeper
 from .lifecycle import start
 from .tally import Statistics, Tally, take_statistics
@@ -184,10 +184,9 @@ class Supervisor:
 
         return unsubscribe
 
-    def turned_away(self, peer: str, refusal: Refused) -> None:
-        """Tell all subscribers of a request that was refused before it was known whose it is."""
-        status, error = refusal.status, refusal.error
-        self._ledger.post(TurnedAway(at=trio.current_time(), peer=peer, status=status, error=error, text=str(refusal)))
+    def tell(self, event: Event) -> None:
+        """Tell all subscribers of something that is no connection's: what a server sees, say."""
+        self._ledger.post(event)
 
     def report(self, what: str, exception: BaseException) -> None:
         """Tell all subscribers that something has failed which belongs to no connection; see `events.Failed`."""
@@ -326,7 +325,7 @@ async def open_supervisor(
         )
         supervisor = Supervisor(chosen, AuditHealth(chosen.audit_interval), ledger, Tally())
         supervisor.subscribe(supervisor._tally)
-        supervisor.subscribe(journal.write)
+        supervisor.subscribe(Journal())
         await nursery.start(audit_periodically, ledger, supervisor.audit_health)
         try:
             yield supervisor

@@ -41,20 +41,20 @@ class Tally:
                 self.inside += 1
                 self.peak = max(self.peak, self.inside)
             case events.Refused():
-                self.refused[event.reason.name.lower()] += 1
+                self.refused[event.reason.word] += 1
                 self.hard_limits += event.hard
             case events.TurnedAway():
                 self.turned_away[event.error] += 1
             case events.Closed():
                 self.inside -= 1
-                self.closed[event.reason.name.lower()] += 1
+                self.closed[event.reason.word] += 1
                 self.set_aside += event.stuck_at is not None
                 self.longest_cleanup = max(self.longest_cleanup, event.cleanup)
             case events.EmergencyCleanup():
                 self.emergencies += 1
                 self.shed += len(event.shed)
             case events.Spared():
-                self.spared[event.reason.name.lower()] += 1
+                self.spared[event.reason.word] += 1
             case events.Failed():
                 self.failures[event.what] += 1
 

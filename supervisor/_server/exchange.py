@@ -59,6 +59,7 @@ class Exchange:
     #: Something has arrived: a peer that is too late is told so, one that never spoke is not.
     spoken: bool = False
     _wants_body: bool = True
+    _request: Request | None = None
     _http: h11.Connection = attrs.field(factory=lambda: h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD))
 
     async def read_head(self) -> Request:
@@ -71,7 +72,7 @@ class Exchange:
         target = event.target.decode("latin-1")
         path, _, query_string = target.partition("?")
         self._wants_body = event.method != b"HEAD"
-        return Request(
+        request = Request(
             method=event.method.decode("ascii"),
             path=path,
             query_string=query_string.partition("#")[0],
@@ -80,6 +81,13 @@ class Exchange:
             peer=self.peer,
             secure=self.secure,
         )
+        self._request = request
+        return request
+
+    @property
+    def _said_id(self) -> dict[str, str]:
+        """What the log calls this request, so that whoever was refused can say it."""
+        return {} if self._request is None else {"X-Request-ID": self._request.id}
 
     @property
     def trailing(self) -> bool:
@@ -145,8 +153,35 @@ class Exchange:
         except (trio.BrokenResourceError, trio.ClosedResourceError, h11.LocalProtocolError):
             return
 
+    async def begin_stream(self, content_type: str) -> None:
+        """Begin an answer that has no end yet; `send_part` goes on with it."""
+        headers = {**_ALWAYS, "Content-Type": content_type, **self._said_id}
+        head = self._http.send(h11.Response(status_code=200, headers=list(headers.items()), reason=b"OK"))
+        await self._send(head or b"")
+
+    async def send_part(self, data: bytes) -> None:
+        """More of it. `Hangup` if the peer has gone, or does not take it in time."""
+        await self._send(self._http.send(h11.Data(data=data)) or b"" if self._wants_body else b"")
+
+    async def _send(self, octets: bytes) -> None:
+        with trio.move_on_after(_ANSWER) as patience:
+            try:
+                await self.stream.send_all(octets)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                raise Hangup from None
+        if patience.cancelled_caught:
+            raise Hangup
+
+    async def wait_hangup(self, scope: trio.CancelScope) -> None:
+        """Cancel `scope` when the peer has gone, or says anything more."""
+        try:
+            await self.stream.receive_some(_READ)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # gone all the same
+        scope.cancel()
+
     def _spell(self, status: int, body: bytes, headers: Mapping[str, str]) -> bytes:
-        all_headers = {**_ALWAYS, "Content-Length": str(len(body)), **headers}
+        all_headers = {**_ALWAYS, "Content-Length": str(len(body)), **self._said_id, **headers}
         reason = http.client.responses.get(status, "").encode()
         head = self._http.send(h11.Response(status_code=status, headers=list(all_headers.items()), reason=reason))
         data = self._http.send(h11.Data(data=body)) if self._wants_body else b""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import ipaddress
+import re
+import secrets
 from functools import cached_property
 from urllib.parse import parse_qs, urlsplit
 
@@ -20,6 +22,7 @@ SUBPROTOCOL = "supervisor.v1.json"
 
 #: How nearly everybody writes it; to parse an address takes a while.
 _LOOPBACK = ("127.0.0.1", "::1")
+_ID = re.compile(r"[A-Za-z0-9_.:@/+=-]{1,128}", re.ASCII)
 _FORWARDED = frozenset({"forwarded", "x-forwarded-for", "x-real-ip"})
 
 
@@ -86,6 +89,12 @@ class Request:
         if len(found) > 1:
             raise BadRequest(f"repeated query parameter: {name}")
         return found[0] if found else None
+
+    @cached_property
+    def id(self) -> str:
+        """What logs call it: its ``X-Request-ID``, if that is a plain word of 1 to 128 characters, or one of ours."""
+        given = self.all("x-request-id")
+        return given[0] if len(given) == 1 and _ID.fullmatch(given[0]) else secrets.token_hex(8)
 
     @property
     def upgrades(self) -> bool:

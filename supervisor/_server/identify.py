@@ -13,11 +13,12 @@ _anonymous: Iterator[int] = count(1)
 
 
 def identify_anonymous(request: Request, *, allow_anonymous: bool) -> Identity:
-    """``?user=`` and ``?session=`` at their word: from this machine, or from anywhere with ``--allow-anonymous``.
+    """``?user=``, ``?session=`` and ``?run=`` at their word.
 
-    Without ``user``, everybody is somebody else: ``anonymous-1``, ``anonymous-2``, ...
+    From this machine, or from anywhere with ``--allow-anonymous``. Without ``user``, everybody is somebody else:
+    ``anonymous-1``, ``anonymous-2``, ...
     """
     if not allow_anonymous and not request.is_local:
         raise Unauthorized("anonymous users are only allowed on loopback, or with --allow-anonymous")
-    user, session = request.query("user"), request.query("session")
-    return Identity(user=f"anonymous-{next(_anonymous)}" if user is None else user, session=session)
+    user, session, run = request.query("user"), request.query("session"), request.query("run")
+    return Identity(user=f"anonymous-{next(_anonymous)}" if user is None else user, session=session, run=run)

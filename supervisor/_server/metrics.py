@@ -68,7 +68,7 @@ class Metrics:
                 self._shed.labels("total" if event.limit == "total" else "user").inc(len(event.shed))
 
     def _count_end(self, event: events.Closed) -> None:
-        reason = _word(event.reason)
+        reason = event.reason.word
         self._cleanup.labels(reason).observe(event.cleanup)
         self._duration.labels(reason).observe(event.duration)
         self._overrun.observe(event.overrun)
@@ -129,11 +129,12 @@ class Standing(Collector):
             ("audit_failures", "Audits that have crashed.", health.failures),
         ):
             yield CounterMetricFamily(_PREFIX + name, text, count)
-        emergencies = {"succeeded": now.emergencies, "failed": now.refused.get(_word(CloseReason.LIMIT_REACHED), 0)}
+        emergencies = {"succeeded": now.emergencies, "failed": now.refused.get(CloseReason.LIMIT_REACHED.word, 0)}
         for name, text, label, counts in (
             ("connections_refused", "Connections that were not admitted.", "reason", now.refused),
             ("requests_turned_away", "Requests refused before it was known whose.", "error", now.turned_away),
             ("connections_closed", "Connections that have ended.", "reason", now.closed),
+            ("spared", "What limits would have done, were they enforced.", "reason", now.spared),
             ("failures", "What was raised where it ended only what it belonged to.", "what", now.failures),
             ("emergency_cleanups", "Shed at the high-water mark; or refused, as nobody was.", "outcome", emergencies),
         ):
@@ -152,7 +153,3 @@ def _labelled(family: CounterMetricFamily | GaugeMetricFamily, figures: Mapping[
 
 def _age(since: float | None) -> float:
     return math.inf if since is None else trio.current_time() - since
-
-
-def _word(reason: CloseReason) -> str:
-    return reason.name.lower()

@@ -16,18 +16,20 @@ from .._decisions.rates import RateBook
 from .._engines.ear import open_ear
 from .._engines.link import Stream
 from .._engines.trio_websocket import TrioWebSocket
+from .._mechanisms.recorder import Recorder
 from .._mechanisms.supervisor import Handler, Supervisor, open_supervisor
 from .._words.errors import BadRequest, NotFound, RateLimited, Refused, Unavailable
-from .._words.events import Event, LimitsChanged
+from .._words.events import Event, LimitsChanged, TurnedAway
 from .._words.identity import Identity, InvalidName
 from .._words.limits import Limits, Policies, Timeouts
 from .._words.profiles import Profile
 from .._words.upgrade import Upgrade
 from .._words.wire import Wire
 from .accept import accept_forever
-from .api import MethodNotAllowed, answer_api, authorize
+from .api import Api, MethodNotAllowed, authorize
 from .credentials import carrying
 from .exchange import Exchange
+from .feed import Feed
 from .forwarded import behind_proxies, group_of
 from .head import Request, judge_upgrade
 from .health import not_ready
@@ -68,6 +70,8 @@ class Server:
     engine: Engine
     #: Attempts from each address; None without ``limits.connect_rate_address``.
     attempts: RateBook | None
+    api: Api
+    feed: Feed
     #: What ``/metrics`` answers; None without its extra.
     metrics: Metrics | None = None
     pressure: Pressure = attrs.field(factory=Pressure)
@@ -103,7 +107,7 @@ class Server:
             await exchange.answer_json(404, {"error": "not_found", "detail": str(nothing)})
             return False
         except Refused as refusal:
-            self.supervisor.turned_away(request.peer, refusal)
+            self.turned_away(request.peer, refusal, request.id)
             await exchange.refuse(refusal)
             return False
         known()
@@ -116,6 +120,19 @@ class Server:
             await exchange.refuse(refusal)
             return False
         return True
+
+    def turned_away(self, peer: str, refusal: Refused, request: str | None = None) -> None:
+        """A request is refused before it is known whose it is."""
+        self.supervisor.tell(
+            TurnedAway(
+                at=trio.current_time(),
+                peer=peer,
+                status=refusal.status,
+                error=refusal.error,
+                text=str(refusal),
+                request=request,
+            )
+        )
 
     async def failed(self, exchange: Exchange, exception: Exception) -> None:
         """One request has failed, by our own doing: say so, here and there."""
@@ -137,7 +154,8 @@ class Server:
             allowed_origins=options.allowed_origins,
             require_origin=options.require_origin,
         )
-        return upgrade, await self._authenticate(request)
+        identity = await self._authenticate(request)
+        return upgrade, identity if identity.request else attrs.evolve(identity, request=request.id)
 
     async def _authenticate(self, request: Request) -> Identity:
         """Whose request it is, in as much time as a handshake has."""
@@ -180,18 +198,21 @@ class Server:
         )
 
     async def _expose(self, exchange: Exchange, request: Request) -> None:
-        authorize(request, self.options)
         if self.metrics is None:
             raise NotFound("metrics need an extra: pip install 'websocket-supervisor[metrics]'")
         body, content_type = self.metrics.expose(request.header("accept") or "")
         await exchange.answer(200, body, {"Content-Type": content_type})
 
     async def _answer(self, exchange: Exchange, request: Request) -> None:
-        if request.path.startswith("/api/"):
-            status, body = await answer_api(self.supervisor, self.options, exchange, request)
-            await exchange.answer_json(status, body)
-        elif request.path == "/metrics":
+        if request.path == "/metrics" or request.path.startswith("/api/"):
+            authorize(request, self.options)
+        if request.path == "/metrics":
             await self._expose(exchange, request)
+        elif request.path == "/api/events":
+            await self.feed.show(exchange)
+        elif request.path.startswith("/api/"):
+            status, body = await self.api.answer(exchange, request)
+            await exchange.answer_json(status, body)
         elif request.method not in ("GET", "HEAD"):
             raise MethodNotAllowed(f"{request.path} is for GET")
         elif request.path == "/healthz":
@@ -271,8 +292,12 @@ async def serve(
                 if metrics is not None:
                     nursery.start_soon(metrics.watch_lag, name="lag")
                 attempts = _attempts(limits)
-                server = Server(supervisor, handler, options, listeners, shutdown, engine, attempts, metrics)
-                supervisor.subscribe(server.follow)
+                recorder, feed = Recorder(), Feed(supervisor)
+                api = Api(supervisor, recorder)
+                server = Server(supervisor, handler, options, listeners, shutdown, engine, attempts, api, feed, metrics)
+                for subscriber in (recorder, feed, server.follow):
+                    supervisor.subscribe(subscriber)
+                nursery.start_soon(feed.run, name="feed")
                 if options.authenticate is not None:
                     supervisor.authority = server
                 lobby = Lobby(
@@ -280,7 +305,7 @@ async def serve(
                     timeouts.handshake,
                     tls,
                     server.dispatch,
-                    supervisor.turned_away,
+                    server.turned_away,
                     server.failed,
                 )
                 for listener in listeners:

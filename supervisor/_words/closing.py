@@ -48,6 +48,11 @@ class CloseReason(enum.Enum):
         self.text = text
 
     @property
+    def word(self) -> str:
+        """How logs, metrics and answers spell it: ``limit_reached``."""
+        return self.name.lower()
+
+    @property
     def may_return(self) -> bool:
         """Whether a client that reconnects by itself should do so."""
         return self.code in (1001, 1006, 1011, 1012, 1013) or 4000 <= self.code < 4500

@@ -41,7 +41,7 @@ class Refused(SupervisorError):
     @property
     def error(self) -> str:
         """Usually the name of the reason, in lower case."""
-        return self.reason.name.lower()
+        return self.reason.word
 
 
 class LimitReached(Refused):

@@ -45,6 +45,7 @@ class TurnedAway(Event):
     status: int
     error: str
     text: str
+    request: str | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -124,6 +125,18 @@ class LimitsChanged(Event):
     before: Limits
     after: Limits
     ended: tuple[str, ...]
+
+
+@attrs.frozen(kw_only=True)
+class Ordered(Event):
+    """An operator has given an order over HTTP: who, what, with which words, and what came of it."""
+
+    peer: str
+    order: str
+    body: str
+    status: int
+    outcome: str
+    request: str | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -33,7 +33,7 @@ def _frozen(labels: Mapping[str, str]) -> Mapping[str, str]:
 class Identity:
     """Who a connection belongs to.
 
-    ``user`` and ``session`` have 1 to 256 characters and are compared exactly; a name of another type is a TypeError,
+    Names have 1 to 256 characters and are compared exactly; a name of another type is a TypeError,
     so that ``"0"``, ``0`` and ``False`` can never become one user.
     """
 
@@ -41,6 +41,9 @@ class Identity:
     user: str = attrs.field(validator=_name)
     #: What survives a reconnect, None if nothing does.
     session: str | None = attrs.field(default=None, validator=_name)
+    #: The run it comes for, and the request it came with: for those who read logs, never interpreted.
+    run: str | None = attrs.field(default=None, validator=_name)
+    request: str | None = attrs.field(default=None, validator=_name)
     #: When the credential expires, in POSIX seconds (a JWT's ``exp``); the connection ends then. None: never.
     expires_at: float | None = attrs.field(default=None)
     #: Anything else that is worth showing, never interpreted.

@@ -24,7 +24,7 @@ class Rate(str):
 
     def __new__(cls, text: str) -> Rate:
         """ValueError if `text` is no rate."""
-        spelled = _SPELLING.fullmatch(text)
+        spelled = _SPELLING.fullmatch(text) if isinstance(text, str) else None
         seconds = 0.0 if spelled is None else float(spelled["number"] or 1) * _SECONDS[spelled["unit"]]
         if spelled is None or not seconds:
             raise ValueError(f"a rate is spelled like 100/s, 20/10s, 600/min or 5000/h, not {text!r}")

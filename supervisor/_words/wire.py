@@ -44,6 +44,11 @@ class Wire(Protocol):
         """Since when a write has been waiting without progress; None if none is."""
         ...
 
+    @property
+    def traffic(self) -> tuple[int, int] | None:
+        """Bytes that have come, and bytes that the peer has taken, all protocols included; None if nobody counts."""
+        ...
+
     async def open(self, nursery: trio.Nursery, ended: Ended) -> None:
         """Complete the upgrade. Tasks of the wire go into `nursery`.
 
@@ -88,6 +93,7 @@ class Severed:
     peer = "gone"
     silent_since = None
     stalled_since = None
+    traffic = None
 
     async def open(self, nursery: trio.Nursery, ended: Ended) -> None:
         """Not possible."""

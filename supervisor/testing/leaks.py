@@ -229,7 +229,7 @@ class LeakTracker:
 
     def _closed(self, event: events.Closed) -> None:
         self.closed += 1
-        reason = event.reason.name.lower()
+        reason = event.reason.word
         self.timings[reason].add(event.cleanup)
         who = f"{event.connection} of user {event.identity.user!r}"
         if event.stuck_at is not None:

@@ -378,7 +378,7 @@ class Model:
         admitted = [guest for guest in self.guests.values() if guest.admitted]
         self.problems += [f"{guest.id}: admitted, never closed" for guest in admitted if guest.closed is None]
         self.problems += [f"{guest.id}: {breach}" for guest in self.guests.values() for breach in guest.wire.breaches]
-        closed = Counter(guest.closed.reason.name.lower() for guest in admitted if guest.closed is not None)
+        closed = Counter(guest.closed.reason.word for guest in admitted if guest.closed is not None)
         if (figures.admitted, figures.closed) != (len(admitted), closed) or sum(
             figures.refused.values()
         ) != self.refused:

@@ -105,6 +105,7 @@ class FaultWire:
     breaches: list[str] = attrs.field(factory=list)
     silent_since: float | None = None
     stalled_since: float | None = None
+    traffic: tuple[int, int] | None = None
     #: When the supervisor last took a message from here.
     received_at: float = -math.inf
     #: How often each method has been called.
