@@ -90,12 +90,13 @@ async def test_a_newcomer_is_told_to_come_back() -> None:
 HOARDER = """
 import resource, sys, pathlib
 from supervisor import cli, hub
+from supervisor.cli.handlers import APPS
 async def hoard(conn):
     kept = []
     async for message in conn:
         kept.append(message)
         await conn.send("kept")
-cli.APPS["hoard"] = hoard
+APPS["hoard"] = hoard
 pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
 limit = pages * resource.getpagesize() + 120_000_000
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

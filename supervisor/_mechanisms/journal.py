@@ -27,6 +27,7 @@ _LEVELS: dict[type[Event], int] = {
     events.Audited: logging.DEBUG,
     events.Ordered: logging.WARNING,
 }
+_NOTHING = ("=None", "=False")
 _PLAIN = re.compile(r"[A-Za-z0-9_.:@/+-]+", re.ASCII)
 
 
@@ -69,16 +70,20 @@ def _kind(event: Event) -> str:
 
 
 def spell(fields: Record) -> str:
-    """A record as one line: its name, and what there is to say as ``name=value``.
+    """A record as one line: its name, and what there is to say as ``name=value``; not what is None, or not so.
 
     What is not a plain word is written as a Python literal, so that nobody can forge a line, or a field.
     """
     told = (f"{name}={_value(value)}" for name, value in fields.items() if name not in ("event", "at"))
-    return " ".join([fields["event"], *(told for told in told if not told.endswith("=None"))])
+    return " ".join([fields["event"], *(told for told in told if not told.endswith(_NOTHING))])
 
 
 def _value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
     text = str(value)
-    return text if not isinstance(value, str) or (_PLAIN.fullmatch(text) and text != "None") else repr(value)
+    return (
+        text
+        if not isinstance(value, str) or (_PLAIN.fullmatch(text) and text not in ("None", "False"))
+        else repr(value)
+    )

@@ -114,6 +114,7 @@ class Standing(Collector):
             ("connections_closing", "Saying goodbye.", now.closing),
             ("handlers_stuck_now", "Set aside, and still there.", now.stuck),
             ("seats", "Tokens of the total limit that are held.", now.seats),
+            ("tasks", "That Trio runs.", trio.lowlevel.current_statistics().tasks_living),
             ("outbox_bytes", "Queued towards slow consumers.", now.outbox_bytes),
             ("draining", "1 while nobody is admitted any more.", int(now.draining)),
             ("orphans", "Inconsistencies that the last audit has found.", len(health.orphans)),

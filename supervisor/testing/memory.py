@@ -102,25 +102,7 @@ class MemoryProfiler:
 
         The first `warm_up` of the samples, as a fraction, are not judged. ValueError with fewer than three left.
         """
-        judged = [sample.rss for sample in self.samples[int(len(self.samples) * warm_up) :]]
-        if len(judged) < 3:
-            raise ValueError(f"at least 3 samples after the warm-up are needed, there are {len(judged)}")
-        slope, margin = slope_of(judged)
-        grown = (judged[-1] - judged[0]) / MB
-        because = []
-        if grown >= growth_mb:
-            because.append(f"Memory growth {grown:.1f} MB exceeds acceptable threshold ({growth_mb:g} MB)")
-        steadily = slope - margin > 0 and _goes_on(judged[len(judged) // 2 :])
-        if steadily and (slope - margin) * len(judged) > _NEGLIGIBLE_MB * MB:
-            because.append(f"Memory grows by {slope / 1024:.1f} ± {margin / 1024:.1f} kB with every sample")
-        return Growth(
-            leaking=bool(because),
-            megabytes=grown,
-            slope=slope,
-            slope_low=slope - margin,
-            slope_high=slope + margin,
-            because=tuple(because),
-        )
+        return judge_growth([sample.rss for sample in self.samples], growth_mb, warm_up=warm_up)
 
     def grown_types(self, most: int = 10) -> tuple[tuple[str, int], ...]:
         """The types of which there are more than at the start, with how many more."""
@@ -143,6 +125,29 @@ class MemoryProfiler:
             tracemalloc.stop()
             self._traces = False
         self._before = None
+
+
+def judge_growth(rss: Sequence[float], growth_mb: float, *, warm_up: float = 0.25) -> Growth:
+    """See `MemoryProfiler.detect`: the same of any series of bytes."""
+    judged = rss[int(len(rss) * warm_up) :]
+    if len(judged) < 3:
+        raise ValueError(f"at least 3 samples after the warm-up are needed, there are {len(judged)}")
+    slope, margin = slope_of(judged)
+    grown = (judged[-1] - judged[0]) / MB
+    because = []
+    if grown >= growth_mb:
+        because.append(f"Memory growth {grown:.1f} MB exceeds acceptable threshold ({growth_mb:g} MB)")
+    steadily = slope - margin > 0 and _goes_on(judged[len(judged) // 2 :])
+    if steadily and (slope - margin) * len(judged) > _NEGLIGIBLE_MB * MB:
+        because.append(f"Memory grows by {slope / 1024:.1f} ± {margin / 1024:.1f} kB with every sample")
+    return Growth(
+        leaking=bool(because),
+        megabytes=grown,
+        slope=slope,
+        slope_low=slope - margin,
+        slope_high=slope + margin,
+        because=tuple(because),
+    )
 
 
 def _give_back() -> None:
