@@ -8,8 +8,12 @@ import json
 import os
 import socket
 import struct
+import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -189,3 +193,40 @@ async def request(server: Server, method: str, path: str, body: Any = None, **he
         await raw.send("\r\n".join([*lines, "", ""]).encode() + encoded)
         status, _, answer = await raw.response()
         return status, json.loads(answer)
+
+
+# -- a process of its own --------------------------------------------------------------------------------------
+
+
+class Process:
+    """``ws-supervisor serve`` as a process; says on which port, and how it ended."""
+
+    def __init__(self, *args: str, port: int = 0, cwd: Path | None = None) -> None:
+        command = [sys.executable, "-X", "dev", "-m", "supervisor", "serve", "--port", str(port), *args]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=cwd)
+        self.lines: list[str] = []
+        self.port = int(self.wait_for("serving on").rsplit(":", 1)[1].strip("/\n"))
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.process.stderr.close()
+
+    def wait_for(self, text: str) -> str:
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if text in line:
+                return line
+        raise AssertionError("".join(self.lines))
+
+    def end(self, *signals: int, pause: float = 0.2) -> tuple[int, float, str]:
+        """Send signals; exit status, seconds taken, and what was said meanwhile."""
+        started = time.monotonic()
+        for number in signals:
+            self.process.send_signal(number)
+            time.sleep(pause)
+        said = self.process.stderr.read()
+        return self.process.wait(30), time.monotonic() - started, said

@@ -156,7 +156,12 @@ async def test_a_plain_get_of_the_endpoint_is_told_to_upgrade() -> None:
 
 @pytest.mark.parametrize(
     ("path", "kind"),
-    [("/", "text/html"), ("/page.js", "text/javascript"), ("/page.css", "text/css"), ("/page.svg", "image/svg+xml")],
+    [
+        ("/", "text/html"),
+        ("/page/main.js", "text/javascript"),
+        ("/page/style.css", "text/css"),
+        ("/page/icon.svg", "image/svg+xml"),
+    ],
 )
 async def test_the_page_is_served_and_may_load_nothing_from_elsewhere(path: str, kind: str) -> None:
     async with open_server() as server, connect(server) as raw:

@@ -10,7 +10,6 @@ import ssl
 import subprocess
 import sys
 import textwrap
-import time
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect as peer_connect
 
 from supervisor import Identity, Limits, Options, Request, Unauthorized, echo
-from tests.serving import connect, open_server, request, settled, upgrade_head
+from tests.serving import Process, connect, open_server, request, settled, upgrade_head
 
 
 def talk(url: str, *messages: str | bytes, **settings: object) -> list[str | bytes]:
@@ -202,40 +201,6 @@ async def knock_until_refused(port: int) -> None:
 def run_cli(*args: str, **environ: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "supervisor", *args]
     return subprocess.run(command, capture_output=True, text=True, timeout=30, env=os.environ | environ, check=False)
-
-
-class Process:
-    """``ws-supervisor serve`` as a process; says on which port, and how it ended."""
-
-    def __init__(self, *args: str, cwd: Path | None = None) -> None:
-        command = [sys.executable, "-X", "dev", "-m", "supervisor", "serve", "--port", "0", *args]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=cwd)
-        self.lines: list[str] = []
-        self.port = int(self.wait_for("serving on").rsplit(":", 1)[1].strip("/\n"))
-
-    def __enter__(self) -> Process:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.process.stderr.close()
-
-    def wait_for(self, text: str) -> str:
-        for line in self.process.stderr:
-            self.lines.append(line)
-            if text in line:
-                return line
-        raise AssertionError("".join(self.lines))
-
-    def end(self, *signals: int, pause: float = 0.2) -> tuple[int, float, str]:
-        """Send signals; exit status, seconds taken, and what was said meanwhile."""
-        started = time.monotonic()
-        for number in signals:
-            self.process.send_signal(number)
-            time.sleep(pause)
-        said = self.process.stderr.read()
-        return self.process.wait(30), time.monotonic() - started, said
 
 
 @pytest.mark.req("A46")

@@ -81,9 +81,6 @@ def spell(fields: Record) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
-    text = str(value)
-    return (
-        text
-        if not isinstance(value, str) or (_PLAIN.fullmatch(text) and text not in ("None", "False"))
-        else repr(value)
-    )
+    if isinstance(value, str) and (value in ("None", "False") or not _PLAIN.fullmatch(value)):
+        return repr(value)
+    return str(value)

@@ -46,14 +46,16 @@ if TYPE_CHECKING:
 #: Makes a wire of a stream, its peer's address, what was agreed on, limits and ``timeouts.write_progress``.
 Engine = Callable[[Stream, str, Upgrade, Limits, float], Wire]
 
-_PAGE = {
-    "/": ("page.html", "text/html; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.svg": ("page.svg", "image/svg+xml"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+_KINDS = {
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "svg": "image/svg+xml",
+    "js": "text/javascript; charset=utf-8",
 }
+_PAGE = importlib.resources.files(__package__).joinpath("page")
 _PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'; "
+    "require-trusted-types-for 'script'",
     "Referrer-Policy": "no-referrer",
 }
 
@@ -221,12 +223,17 @@ class Server:
             complaints = not_ready(self.supervisor)
             status = 503 if complaints else 200
             await exchange.answer_json(status, {"ready": not complaints, "because": list(complaints)})
-        elif request.path in _PAGE:
-            name, content_type = _PAGE[request.path]
-            content = importlib.resources.files(__package__).joinpath(name).read_bytes()
-            await exchange.answer(200, content, {"Content-Type": content_type, **_PAGE_HEADERS})
         else:
-            raise NotFound(f"nothing at {request.path!r}")
+            content, content_type = _page(request.path)
+            await exchange.answer(200, content, {"Content-Type": content_type, **_PAGE_HEADERS})
+
+
+def _page(path: str) -> tuple[bytes, str]:
+    """A part of the page, and what it is."""
+    name = "index.html" if path == "/" else path.removeprefix("/page/")
+    if name not in {part.name for part in _PAGE.iterdir()} or name == path:
+        raise NotFound(f"nothing at {path!r}")
+    return _PAGE.joinpath(name).read_bytes(), _KINDS[name.rpartition(".")[2]]
 
 
 def _attempts(limits: Limits) -> RateBook | None:
