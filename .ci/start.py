@@ -1,4 +1,4 @@
-"""Set everything up in ``.venv`` and start it: ``python3 .ci/start.py serve|test [arguments]``.
+"""Set everything up in ``.venv`` and start it: ``python3 .ci/start.py serve|test|slow [arguments]``.
 
 Needs nothing but Python 3.11 or newer, and an index to install from: no pip, no ensurepip, no rights.
 """
@@ -24,6 +24,7 @@ PINNED = ROOT / ".ci" / "constraints.txt"
 COMMANDS = {
     "serve": ("cli,metrics", ["-m", "supervisor", "serve"]),
     "test": ("dev", ["-m", "pytest"]),
+    "slow": ("ci", ["-m", "pytest", "-m", "slow"]),
 }
 
 

@@ -62,6 +62,7 @@ from ._words.wire import WireClosed as WireClosed
 if _TYPE_CHECKING:
     from ._server.tokens import ClaimRules as ClaimRules
     from ._server.tokens import JwtAuthenticator as JwtAuthenticator
+    from ._server.tracing import Tracing as Tracing
 
 __version__ = _version("websocket-supervisor")
 
@@ -70,4 +71,6 @@ def __getattr__(name: str) -> object:
     """What needs an extra is imported when it is used."""
     if name in ("ClaimRules", "JwtAuthenticator"):
         return getattr(_import_module("._server.tokens", __name__), name)
+    if name == "Tracing":
+        return _import_module("._server.tracing", __name__).Tracing
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,7 @@ from types import FrameType
 
 import pytest
 
-from tests.requirements import NO_PROMTOOL, PAGES, rows, shown_by, with_tests
+from tests.requirements import EXCUSES, PAGES, rows, shown_by, with_tests
 
 #: More than any test needs that is not marked as slow.
 CPU_SECONDS = float(os.environ.get("WS_SUPERVISOR_TEST_CPU", "40"))
@@ -66,9 +66,9 @@ def no_endless_test(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Write down what has passed, for the gate; a skipped test has not, and one tool may be missing."""
+    """Write down what has passed, for the gate; a skipped test has not, and a tool may be missing."""
     file = os.environ.get("WS_SUPERVISOR_PASSED")
-    untried = report.skipped and NO_PROMTOOL in str(report.longrepr)
+    untried = [f" {why}" for why in EXCUSES if report.skipped and why in str(report.longrepr)]
     if file is not None and (untried or (report.when == "call" and report.passed)):
         with Path(file).open("a") as passed:
-            passed.write(report.nodeid.split("[")[0] + (f" {NO_PROMTOOL}" if untried else "") + "\n")
+            passed.write("".join([report.nodeid.split("[")[0], *untried, "\n"]))

@@ -18,15 +18,18 @@ import pytest
 from tests.requirements import NO_BROWSER
 from tests.serving import Process, frame, upgrade_head
 
-playwright = pytest.importorskip("playwright.sync_api", reason=NO_BROWSER)
-CHROMIUM = which("chromium") or which("chromium-headless-shell")
+try:
+    from playwright.sync_api import sync_playwright
+except ImportError:
+    sync_playwright = None
+CHROMIUM = sync_playwright and (which("chromium") or which("chromium-headless-shell"))
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER)]
 ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
+    with sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=CHROMIUM, args=ARGS)
         yield chromium
         chromium.close()

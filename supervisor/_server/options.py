@@ -59,6 +59,8 @@ class Options:
     of a wrong length is a `BadRequest`; whatever else it raises is reported as a failure, and answered with 500."""
     forwarded_allow_ips: tuple[Network, ...] = attrs.field(default=(), converter=networks)
     """Proxies, as addresses or networks, whose ``X-Forwarded-For`` and ``-Proto`` are believed; ``*``: any."""
+    tracing: bool = False
+    """A span for each connection, given to OpenTelemetry's global provider; needs the extra ``opentelemetry``."""
     admin_token: str | None = attrs.field(default=None, repr=False)
     """What ``/api`` asks for as ``Authorization: Bearer``; None lets only loopback in."""
 

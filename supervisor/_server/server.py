@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
+from .._decisions.bulletin import Subscriber
 from .._decisions.rates import RateBook
 from .._engines.ear import open_ear
 from .._engines.link import Stream
@@ -42,6 +43,7 @@ from .signals import Shutdown, watch_signals
 
 if TYPE_CHECKING:
     from .metrics import Metrics
+    from .tracing import Tracing
 
 #: Makes a wire of a stream, its peer's address, what was agreed on, limits and ``timeouts.write_progress``.
 Engine = Callable[[Stream, str, Upgrade, Limits, float], Wire]
@@ -228,6 +230,18 @@ class Server:
             await exchange.answer(200, content, {"Content-Type": content_type, **_PAGE_HEADERS})
 
 
+def open_tracing(options: Options) -> tuple[Tracing, ...]:
+    """The subscriber for spans, if they are wanted. ValueError if what it needs is not installed."""
+    if not options.tracing:
+        return ()
+    try:
+        from .tracing import Tracing
+    except ImportError as missing:
+        needed = "pip install 'websocket-supervisor[opentelemetry]'"
+        raise ValueError(f"tracing needs an extra: {needed}") from missing
+    return (Tracing(),)
+
+
 def _page(path: str) -> tuple[bytes, str]:
     """A part of the page, and what it is."""
     name = "index.html" if path == "/" else path.removeprefix("/page/")
@@ -302,7 +316,8 @@ async def serve(
                 recorder, feed = Recorder(), Feed(supervisor)
                 api = Api(supervisor, recorder)
                 server = Server(supervisor, handler, options, listeners, shutdown, engine, attempts, api, feed, metrics)
-                for subscriber in (recorder, feed, server.follow):
+                subscribers: list[Subscriber] = [recorder, feed, server.follow, *open_tracing(options)]
+                for subscriber in subscribers:
                     supervisor.subscribe(subscriber)
                 nursery.start_soon(feed.run, name="feed")
                 if options.authenticate is not None:

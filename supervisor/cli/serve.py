@@ -78,6 +78,7 @@ def serve_command(
     allow_anonymous: bool = False,
     forwarded_allow_ips: tuple[str, ...] = (),
     admin_token: str | None = None,
+    tracing: bool = False,
     jwt_secret: str | None = None,
     jwt_keys: str | None = None,
     jwt_algorithms: tuple[str, ...] = (),
@@ -121,6 +122,8 @@ def serve_command(
         repeated.
     admin_token
         What /api asks for as a bearer token; without it, only this machine may ask.
+    tracing
+        A span for each connection, given to OpenTelemetry's global provider (see opentelemetry-instrument).
     jwt_secret
         Let in whoever has a JSON Web Token signed with this secret; at least 32 bytes. See the command token.
     jwt_keys
@@ -152,6 +155,7 @@ def serve_command(
         allow_anonymous=allow_anonymous,
         forwarded_allow_ips=forwarded_allow_ips,
         admin_token=admin_token,
+        tracing=tracing,
         authenticate=find_authenticator(jwt_secret, jwt_keys, jwt_algorithms, jwt_audience, jwt_issuer),
     )
     profile = choose_profile(env)
