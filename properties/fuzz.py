@@ -272,7 +272,7 @@ async def _play(conversations: list[Conversation]) -> list[str]:
         options = Options(authenticate=_Sometimes())
         server = Server(supervisor, hub, options, [], Shutdown(timeouts), engine, None)
         supervisor.authority = server
-        lobby = Lobby(1000, timeouts.handshake, None, server.dispatch, supervisor.turned_away, server.failed)
+        lobby = Lobby(lambda: 1000, timeouts.handshake, None, server.dispatch, server.turned_away, server.failed)
         async with trio.open_nursery() as nursery:
             peers = [Peer(it.head, it.cut, dribble=it.dribble, frames=it.frames) for it in conversations]
             for peer in peers:

@@ -109,6 +109,13 @@ MUTANTS: dict[str, Mutant] = {
     "who is only watched expires": Mutant(
         LEDGER, " and not self.limits.enforce:\n            self._excuse", " and False:\n            self._excuse"
     ),
+    # runs
+    "one run too many": Mutant("_decisions.runs", "if here >= limits.runs:", "if here > limits.runs:"),
+    "a run that is over still counts": Mutant("_decisions.runs", "        self._share[errand.user] -= 1\n", ""),
+    "a run that is over is still there": Mutant("_decisions.runs", "        del self.active[errand.id]\n", ""),
+    "runs outlive their user": Mutant(
+        "_mechanisms.keeper", "            user.nursery.cancel_scope.cancel()\n            if", "            if"
+    ),
     # indexes
     "rooms are not left": Mutant(LEDGER, "        self.memberships.leave_all(stay)\n", ""),
     "a membership is forgotten on one side": Mutant(

@@ -19,11 +19,13 @@ from ._mechanisms.audience import Audience as Audience
 from ._mechanisms.connection import Connection as Connection
 from ._mechanisms.connection import Membership as Membership
 from ._mechanisms.recorder import Recorder as Recorder
+from ._mechanisms.run import Run as Run
 from ._mechanisms.supervisor import Supervisor as Supervisor
 from ._mechanisms.supervisor import open_supervisor as open_supervisor
 from ._mechanisms.tally import Statistics as Statistics
 from ._server.collector import tune_collector as tune_collector
 from ._server.head import Request as Request
+from ._server.hub import Hub as Hub
 from ._server.hub import echo as echo
 from ._server.hub import hub as hub
 from ._server.options import Options as Options
@@ -42,6 +44,8 @@ from ._words.errors import LimitReached as LimitReached
 from ._words.errors import NotFound as NotFound
 from ._words.errors import RateLimited as RateLimited
 from ._words.errors import Refused as Refused
+from ._words.errors import RunFailed as RunFailed
+from ._words.errors import RunLimitReached as RunLimitReached
 from ._words.errors import Superseded as Superseded
 from ._words.errors import SupervisorError as SupervisorError
 from ._words.errors import Unauthorized as Unauthorized

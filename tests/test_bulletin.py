@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.lowlevel import currently_ki_protected
 
-from supervisor import HardLimitReached, Limits, Policies, Timeouts, events
+from supervisor import HardLimitReached, Limits, Policies, Run, Timeouts, events
 from supervisor._decisions.bulletin import Bulletin, step
 from supervisor._decisions.ledger import Ledger
 from tests.helpers import House, open_house, settle, slow_to_leave
@@ -135,6 +135,11 @@ async def hangs(conn) -> None:
         await trio.sleep(10)
 
 
+async def shields_itself(run: Run) -> None:
+    with trio.CancelScope(shield=True):
+        await trio.sleep(5)
+
+
 async def everything_happens(house: House) -> None:
     await house.enter("ann", handler=hangs)
     await trio.sleep(1)
@@ -157,6 +162,7 @@ async def everything_happens(house: House) -> None:
     await house.supervisor.set_limits(per_user=1, enforce=False)
     for _ in range(2):
         await house.enter("dan", handler=slow_to_leave(0.1))
+    house.supervisor.start_run("dan", shields_itself)
     await house.supervisor.drain()
 
 

@@ -126,6 +126,9 @@ def test_names_are_fixed() -> None:
         "limits_changed",
         "ordered",
         "refused",
+        "run_ended",
+        "run_started",
+        "run_stuck",
         "spared",
         "turned_away",
     }

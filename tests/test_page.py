@@ -17,6 +17,7 @@ import pytest
 
 from tests.requirements import NO_BROWSER
 from tests.serving import Process, frame, upgrade_head
+from tests.test_runs import GOLDEN
 
 try:
     from playwright.sync_api import sync_playwright
@@ -115,6 +116,20 @@ def test_somebody_connects_speaks_and_is_disconnected_by_hand(page: Any, server:
     page.keyboard.press("Escape")
     seats(page, 1)
     until(page, "document.getElementById('log').innerText.includes('4503 kicked')")
+
+
+@pytest.mark.req("R32")
+def test_the_demo_agent_is_seen_at_work(page: Any, server: Process) -> None:
+    visit(page, server)
+    page.click("#run")
+    until(page, "document.getElementById('log').innerText.includes('connect first')")
+    page.click("#connect")
+    seats(page, 1)
+    until(page, "document.getElementById('log').innerText.includes('tab 1 is c1')")
+    page.click("#run")
+    for event in (*GOLDEN, "run_ended"):
+        until(page, f"document.getElementById('log').innerText.includes('{event}')")
+    until(page, "document.getElementById('news').innerText.includes('run ended')")
 
 
 @pytest.mark.req("R26")

@@ -42,6 +42,7 @@ from .outbox import Queued
 from .ranking import Ranking
 from .rates import RateBook
 from .roster import Roster
+from .runs import Runs
 from .shedding import excess, reclaimable
 from .stay import Stage, Stay, User
 
@@ -74,12 +75,14 @@ class Ledger:
     bulletin: Bulletin = attrs.field(factory=Bulletin)
     #: What is queued in everybody's outboxes.
     queued: Queued = attrs.field(factory=Queued)
+    runs: Runs = attrs.field(init=False)
     open: bool = True
     #: Attempts of each user; None without ``limits.connect_rate_user``.
     attempts: RateBook | None = attrs.field(init=False)
     _numbers: Iterator[int] = attrs.field(factory=lambda: count(1))
 
     def __attrs_post_init__(self) -> None:
+        self.runs = Runs(self.bulletin)
         self.attempts = _attempts(self.limits)
 
     # -- coming ------------------------------------------------------------------------------------------------

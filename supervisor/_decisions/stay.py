@@ -18,6 +18,7 @@ from .outbox import Outbox, Queued
 if TYPE_CHECKING:
     from .._words.wire import Wire
     from .roster import Roster
+    from .runs import Errand
     from .seats import Seats
 
 
@@ -54,6 +55,8 @@ class User:
     vacant_since: float | None = None
     #: Under how many claims the ranking has them.
     ranked: int = 0
+    #: Those that have not ended, and the last that have.
+    runs: dict[str, Errand] = attrs.field(factory=dict)
     #: Our own loop was late: until then nobody is expired for a silence that may have been ours.
     grace_until: float = -math.inf
 

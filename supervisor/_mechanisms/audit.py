@@ -87,8 +87,12 @@ def _of_user(ledger: Ledger, user: User) -> Iterator[str]:
     if user.queued.bytes != queued:
         yield f"user {user.name!r}: {user.queued.bytes} bytes are said to be queued, and {queued} are"
     lasting = children - {trio.lowlevel.current_task()}  # a subscriber may ask during a task's own last step
-    if len(lasting) > len(stays):
-        yield f"user {user.name!r}: {len(lasting)} tasks for {len(stays)} connections"
+    running = [run for run in user.runs.values() if run.outcome is None]
+    if len(lasting) > len(stays) + len(running):
+        yield f"user {user.name!r}: {len(lasting)} tasks for {len(stays)} connections and {len(running)} runs"
+    for run in running:
+        if ledger.runs.active.get(run.id) is not run or (run.task is not None and run.task not in children):
+            yield f"{run.id}: is not among the runs, or no child of its user's nursery"
 
 
 def _judged_at(ledger: Ledger, stay: Stay) -> float:

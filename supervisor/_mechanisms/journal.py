@@ -24,6 +24,7 @@ _LEVELS: dict[type[Event], int] = {
     events.EmergencyCleanup: logging.WARNING,
     events.LimitsChanged: logging.WARNING,
     events.Failed: logging.ERROR,
+    events.RunStuck: logging.ERROR,
     events.Audited: logging.DEBUG,
     events.Ordered: logging.WARNING,
 }

@@ -21,6 +21,15 @@ def start_keeper(nursery: trio.Nursery, ledger: Ledger, user: User) -> None:
     contextvars.Context().run(partial(nursery.start_soon, keep, ledger, user, name=name))
 
 
+async def _see_runs_end(ledger: Ledger, user: User) -> None:
+    """They have as long as a handler has; then they are named, and waited for all the same: Trio cannot kill a task."""
+    with trio.CancelScope(shield=True, relative_deadline=ledger.timeouts.handler_exit):
+        for run in list(user.runs.values()):
+            await run.over.wait()
+    if any(run.outcome is None for run in user.runs.values()):
+        ledger.runs.set_aside(user)
+
+
 async def keep(ledger: Ledger, user: User) -> None:
     """Open the user's nursery, sleep until something is due, do it; close when the last one has left.
 
@@ -38,5 +47,7 @@ async def keep(ledger: Ledger, user: User) -> None:
                     await trio.lowlevel.checkpoint()
                 ledger.look(user, user.alarm.deadline, rang_at)
             user.nursery.cancel_scope.cancel()
+            if user.nursery.child_tasks:
+                await _see_runs_end(ledger, user)
     finally:
         user.nursery = user.alarm = None

@@ -72,7 +72,7 @@ async def live(ledger: Ledger, conn: Connection) -> None:
             if nursery.child_tasks:
                 _end_tasks(nursery, wire, conn.end.at + ledger.timeouts.close)
     except BaseException as exception:  # noqa: ASYNC103 - what must get out is decided in the next line
-        if _ends_everything(exception):
+        if ends_everything(exception):
             raise
         conn.report("wire", exception)  # in a task of the wire's own: it has brought down the handler
         ledger.leave(conn, CloseReason.FAILED)
@@ -93,7 +93,7 @@ async def _serve(ledger: Ledger, conn: Connection, wire: Wire, nursery: trio.Nur
             if conn.end is None and conn.handler is not None:
                 await conn.handler(conn)
     except BaseException as exception:  # noqa: ASYNC103 - what must get out is decided in the next line
-        if _ends_everything(exception):
+        if ends_everything(exception):
             raise
         if not (conn.end is not None and _only_closed(exception)):
             conn.report("handler", exception)
@@ -166,7 +166,7 @@ async def _run_hook(conn: Connection, hook: Callable[..., Awaitable[None]], args
     try:
         await hook(*args)
     except BaseException as exception:  # noqa: ASYNC103 - what must get out is decided in the next line
-        if _ends_everything(exception):
+        if ends_everything(exception):
             raise
         conn.report("hook", exception)
 
@@ -187,7 +187,7 @@ def _end_tasks(nursery: trio.Nursery, wire: Wire, deadline: float) -> None:
         nursery.cancel_scope.deadline = deadline
 
 
-def _ends_everything(exception: BaseException) -> bool:
+def ends_everything(exception: BaseException) -> bool:
     """Ctrl-C and SystemExit, also inside a group; and a cancellation that comes from outside this connection."""
     if isinstance(exception, BaseExceptionGroup):
         interrupted = exception.subgroup((KeyboardInterrupt, SystemExit)) is not None

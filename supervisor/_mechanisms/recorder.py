@@ -29,17 +29,17 @@ class Recorder:
     _users: OrderedDict[str, deque[Event]] = attrs.field(factory=OrderedDict)
 
     def __call__(self, event: Event) -> None:
-        """Keep one event, if it is a connection's."""
-        identity = getattr(event, "identity", None)
-        if identity is None:
+        """Keep one event, if it is a user's."""
+        user = _user_of(event)
+        if user is None:
             return
         if isinstance(event, Failed):
             event = attrs.evolve(event, exception=Retold(cut(f"{type(event.exception).__name__}: {event.exception}")))
-        kept = self._users.get(identity.user)
+        kept = self._users.get(user)
         if kept is None:
-            kept = self._users[identity.user] = deque(maxlen=EACH)
+            kept = self._users[user] = deque(maxlen=EACH)
         kept.append(event)
-        self._users.move_to_end(identity.user)
+        self._users.move_to_end(user)
         if len(self._users) > USERS:
             self._users.popitem(last=False)
 
@@ -54,3 +54,8 @@ class Recorder:
     def _all(self) -> Iterator[Event]:
         for kept in self._users.values():
             yield from kept
+
+
+def _user_of(event: Event) -> str | None:
+    identity = getattr(event, "identity", None)
+    return getattr(event, "user", None) if identity is None else identity.user

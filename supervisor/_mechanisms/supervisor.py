@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable
-from typing import Any, cast
+from functools import partial
+from typing import Any, Concatenate, ParamSpec, cast
 
 import attrs
 import trio
 from trio_websocket import WebSocketRequest
 
+from .._decisions.backlog import Backlog
 from .._decisions.bulletin import Subscriber
 from .._decisions.ledger import ENDING, Ledger
 from .._decisions.memberships import Group
@@ -31,8 +33,10 @@ from .connection import Connection
 from .journal import Journal
 from .keeper import start_keeper
 from .lifecycle import start
+from .run import Run, live
 from .tally import Statistics, Tally, take_statistics
 
+P = ParamSpec("P")
 Handler = Callable[[Connection], Awaitable[None]]
 #: A drain that has a rate closes so many times per second.
 _WAVES_PER_SECOND = 10
@@ -134,6 +138,39 @@ class Supervisor:
     def run(self, run: Hashable) -> Audience:
         """Those who follow one run."""
         return Audience(self._ledger, Group("run", run))
+
+    def start_run(
+        self,
+        user: str,
+        async_fn: Callable[Concatenate[Run, P], Awaitable[Any]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Run:
+        """Run ``async_fn(run, *args, **kwargs)`` as a task of `user`'s own; returns at once.
+
+        It outlives the connection that wanted it, and ends with its user: when they have had no connection for
+        ``timeouts.linger``, it is cancelled. What it raises is logged, told to its followers (the exception's type
+        only) and to whoever awaits `Run.wait`, and hurts nobody. `NotFound` if the user is not here, `RunLimitReached`
+        beyond ``limits.runs``.
+        """
+        ledger = self._ledger
+        host = ledger.users.get(user)
+        if host is None or host.nursery is None:
+            raise NotFound(f"user {user!r} is not here")
+        backlog = Backlog(ledger.limits.run_messages, ledger.limits.run_bytes)
+        name = getattr(async_fn, "__name__", type(async_fn).__name__)
+        run = Run(ledger.runs.number(), name, host, trio.current_time(), backlog, ledger=ledger)
+        ledger.runs.begin(run, ledger.limits)
+        start: Callable[[], Awaitable[None]] = partial(live, ledger, run, async_fn, *args, **kwargs)
+        host.nursery.start_soon(start, name=f"run {run.id}")
+        return run
+
+    def runs(self, user: str | None = None) -> tuple[Run, ...]:
+        """The runs that have not ended, oldest first; of one user, the last that have too."""
+        if user is None:
+            return cast("tuple[Run, ...]", tuple(self._ledger.runs.active.values()))
+        host = self._ledger.users.get(user)
+        return () if host is None else cast("tuple[Run, ...]", tuple(host.runs.values()))
 
     def rooms(self) -> tuple[Any, ...]:
         """The names of all rooms; a room without members does not exist."""

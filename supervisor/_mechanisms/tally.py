@@ -24,6 +24,7 @@ class Tally:
     closed: Counter[str] = attrs.field(factory=Counter)
     failures: Counter[str] = attrs.field(factory=Counter)
     spared: Counter[str] = attrs.field(factory=Counter)
+    runs_ended: Counter[str] = attrs.field(factory=Counter)
     hard_limits: int = 0
     set_aside: int = 0
     emergencies: int = 0
@@ -53,6 +54,8 @@ class Tally:
             case events.EmergencyCleanup():
                 self.emergencies += 1
                 self.shed += len(event.shed)
+            case events.RunEnded():
+                self.runs_ended[event.outcome] += 1
             case events.Spared():
                 self.spared[event.reason.word] += 1
             case events.Failed():
@@ -66,6 +69,8 @@ class Statistics:
     connections: int
     users: int
     rooms: int
+    #: Runs that have not ended.
+    runs: int
     #: Under `Overflow.WAIT`: waiting for a claim.
     waiting: int
     #: Cancelled, handlers still in.
@@ -95,6 +100,8 @@ class Statistics:
     failures: Mapping[str, int]
     #: What would have happened if limits were enforced, by the reason.
     spared: Mapping[str, int]
+    #: By their outcome.
+    runs_ended: Mapping[str, int]
     hard_limits: int
     set_aside: int
     emergencies: int
@@ -110,6 +117,7 @@ def take_statistics(ledger: Ledger, tally: Tally) -> Statistics:
         connections=len(ledger.total.claims),
         users=len(ledger.users),
         rooms=sum(1 for _ in ledger.memberships.of_kind("room")),
+        runs=len(ledger.runs.active),
         waiting=len(files[Stage.QUEUED]),
         leaving=len(files[Stage.LEAVING]),
         closing=len(files[Stage.CLOSING]),
@@ -128,6 +136,7 @@ def take_statistics(ledger: Ledger, tally: Tally) -> Statistics:
         closed=MappingProxyType(dict(tally.closed)),
         failures=MappingProxyType(dict(tally.failures)),
         spared=MappingProxyType(dict(tally.spared)),
+        runs_ended=MappingProxyType(dict(tally.runs_ended)),
         hard_limits=tally.hard_limits,
         set_aside=tally.set_aside,
         emergencies=tally.emergencies,

@@ -5,14 +5,16 @@ from __future__ import annotations
 import inspect
 import json
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NoReturn
 
 import attrs
 
 from .._mechanisms.connection import Connection, Message
-from .._words.errors import NotFound, Refused
+from .._mechanisms.run import Run
+from .._words.errors import NotFound, Refused, RunLimitReached
 from .._words.identity import MAX_NAME
+from .demo import demo
 
 #: Rooms of one connection at a time.
 MAX_ROOMS = 100
@@ -22,6 +24,8 @@ MAX_MISTAKES = 100
 EPOCH = secrets.token_hex(4)
 
 Frame = dict[str, Any]
+#: What works: ``async def agent(run, data)``; see `Supervisor.start_run`.
+Agent = Callable[[Run, Any], Awaitable[Any]]
 
 
 class Mistake(Exception):
@@ -30,18 +34,27 @@ class Mistake(Exception):
     error = "bad_request"
 
 
-async def hub(conn: Connection) -> None:
-    """Serve one connection of the native protocol until it leaves."""
-    guest = Guest(conn)
-    await conn.send(encode(guest.welcome()))
-    try:
-        async for message in conn:
-            answer = await guest.answer(message)
-            await conn.send(encode(answer))
-            if guest.mistakes >= MAX_MISTAKES:
-                conn.close(4501, "too many malformed frames")
-    finally:
-        guest.leave_all()
+@attrs.frozen
+class Hub:
+    """A handler that speaks the native protocol; `agents`, by their names, are what ``run`` can start."""
+
+    agents: Mapping[str, Agent] = attrs.field(factory=dict)
+
+    async def __call__(self, conn: Connection) -> None:
+        """Serve one connection until it leaves."""
+        guest = Guest(conn, self.agents)
+        await conn.send(encode(guest.welcome()))
+        try:
+            async for message in conn:
+                answer = await guest.answer(message)
+                await conn.send(encode(answer))
+                if guest.mistakes >= MAX_MISTAKES:
+                    conn.close(4501, "too many malformed frames")
+        finally:
+            guest.leave_all()
+
+
+hub = Hub({"demo": demo})
 
 
 def encode(frame: Frame) -> str:
@@ -74,6 +87,7 @@ class Guest:
     """What the hub keeps of one connection. All that changes something is synchronous."""
 
     conn: Connection
+    agents: Mapping[str, Agent]
     mistakes: int = 0
     rooms: dict[str, None] = attrs.field(factory=dict)
 
@@ -93,6 +107,7 @@ class Guest:
                 "idle_ttl": limits.idle_ttl,
                 "max_message_size": limits.max_message_size,
                 "rooms": MAX_ROOMS,
+                "runs": limits.runs,
             },
         }
 
@@ -150,6 +165,39 @@ class Guest:
         members = self.conn.supervisor.room(room).members
         return {"room": room, "members": [{"connection": member.id, "user": member.user} for member in members]}
 
+    def run(self, frame: Frame) -> Frame:
+        """Have an agent work for one's user, and follow it."""
+        name = _name(frame, "agent")
+        if name not in self.agents:
+            raise Mistake(f"agent must be one of {', '.join(self.agents)}")
+        try:
+            run = self.conn.supervisor.start_run(self.conn.user, self.agents[name], frame.get("data"))
+        except RunLimitReached as limit:
+            raise _mistake("limit_reached", str(limit)) from None
+        run.follow(self.conn, 0)
+        return {"run": run.id}
+
+    def follow(self, frame: Frame) -> Frame:
+        """Be told what a run of one's own says; and what it has said after ``seq``, if that is still known."""
+        run, after = self._find_run(frame), frame.get("seq")
+        if after is not None and not (isinstance(after, int) and not isinstance(after, bool) and after >= 0):
+            raise Mistake("seq must be a whole number, the last that is known; 0 for none")
+        complete = run.follow(self.conn, after)
+        outcome = None if run.outcome is None else run.outcome.value
+        return {"run": run.id, "seq": run.backlog.last, "complete": complete, "outcome": outcome}
+
+    def cancel(self, frame: Frame) -> Frame:
+        """End a run of one's own."""
+        run = self._find_run(frame)
+        return {"run": run.id, "cancelled": run.cancel()}
+
+    def _find_run(self, frame: Frame) -> Run:
+        name = _name(frame, "run")
+        for run in self.conn.supervisor.runs(self.conn.user):
+            if run.id == name:
+                return run
+        raise _mistake("not_found", "there is no such run of yours, or it has been over for long")
+
     def ping(self, frame: Frame) -> Frame:
         """Nothing, answered; counts as activity."""
         return {"pong": True}
@@ -162,9 +210,8 @@ class Guest:
         try:
             return {"expires_at": await self.conn.refresh(token)}
         except (Refused, NotFound) as refusal:
-            mistake = Mistake(str(refusal))
-            mistake.error = refusal.error if isinstance(refusal, Refused) else "not_found"
-            raise mistake from None
+            error = refusal.error if isinstance(refusal, Refused) else "not_found"
+            raise _mistake(error, str(refusal)) from None
 
     def leave_all(self) -> None:
         """The connection is leaving: the rooms it was in are told."""
@@ -190,9 +237,18 @@ OPERATIONS: dict[str, Callable[[Guest, Frame], Frame | Awaitable[Frame]]] = {
     "publish": Guest.publish,
     "send": Guest.send,
     "presence": Guest.presence,
+    "run": Guest.run,
+    "follow": Guest.follow,
+    "cancel": Guest.cancel,
     "ping": Guest.ping,
     "refresh": Guest.refresh,
 }
+
+
+def _mistake(error: str, text: str) -> Mistake:
+    mistake = Mistake(text)
+    mistake.error = error
+    return mistake
 
 
 def _name(frame: Frame, field: str) -> str:

@@ -74,11 +74,15 @@ class Server:
     engine: Engine
     #: Attempts from each address; None without ``limits.connect_rate_address``.
     attempts: RateBook | None
-    api: Api
-    feed: Feed
     #: What ``/metrics`` answers; None without its extra.
     metrics: Metrics | None = None
     pressure: Pressure = attrs.field(factory=Pressure)
+    recorder: Recorder = attrs.field(factory=Recorder)
+    feed: Feed = attrs.field(init=False)
+    api: Api = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.feed, self.api = Feed(self.supervisor), Api(self.supervisor, self.recorder)
 
     @property
     def port(self) -> int:
@@ -313,13 +317,11 @@ async def serve(
                 if metrics is not None:
                     nursery.start_soon(metrics.watch_lag, name="lag")
                 attempts = _attempts(limits)
-                recorder, feed = Recorder(), Feed(supervisor)
-                api = Api(supervisor, recorder)
-                server = Server(supervisor, handler, options, listeners, shutdown, engine, attempts, api, feed, metrics)
-                subscribers: list[Subscriber] = [recorder, feed, server.follow, *open_tracing(options)]
+                server = Server(supervisor, handler, options, listeners, shutdown, engine, attempts, metrics)
+                subscribers: list[Subscriber] = [server.recorder, server.feed, server.follow, *open_tracing(options)]
                 for subscriber in subscribers:
                     supervisor.subscribe(subscriber)
-                nursery.start_soon(feed.run, name="feed")
+                nursery.start_soon(server.feed.run, name="feed")
                 if options.authenticate is not None:
                     supervisor.authority = server
                 lobby = Lobby(

@@ -14,6 +14,8 @@
     │   │   └── IdentityMismatch   it says in two places who it is for, and they disagree
     │   ├── Unauthorized      nobody may come in without saying who they are
     │   └── Forbidden         it is known who they are, or where they come from, and they may not
+    ├── RunLimitReached       a user has as many runs as they may
+    ├── RunFailed             waiting for the result of a run that has none
     ├── ConnectionClosed      sending or receiving on a connection that has begun to leave
     └── NotFound              nothing is known under this key
 """
@@ -146,6 +148,25 @@ class ConnectionClosed(SupervisorError):
     def __init__(self, reason: CloseReason, text: str = "") -> None:
         super().__init__(text or reason.text)
         self.reason = reason
+
+
+class RunLimitReached(SupervisorError):
+    """A user has as many runs as they may."""
+
+    def __init__(self, user: str, current: int, maximum: int) -> None:
+        super().__init__(f"user {user!r} exceeded maximum runs per user limit ({current}/{maximum})")
+        self.user = user
+        self.current = current
+        self.maximum = maximum
+
+
+class RunFailed(SupervisorError):
+    """A run has no result: it has failed, or was cancelled."""
+
+    def __init__(self, run: str, error: str) -> None:
+        super().__init__(f"run {run!r}: {error}")
+        self.run = run
+        self.error = error
 
 
 class NotFound(SupervisorError):

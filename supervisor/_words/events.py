@@ -128,6 +128,37 @@ class LimitsChanged(Event):
 
 
 @attrs.frozen(kw_only=True)
+class RunStarted(Event):
+    """A user's run has begun. Exactly one `RunEnded` follows."""
+
+    run: str
+    user: str
+    name: str
+
+
+@attrs.frozen(kw_only=True)
+class RunEnded(Event):
+    """It is over: ``completed``, ``failed`` or ``cancelled``; `duration` in seconds."""
+
+    run: str
+    user: str
+    name: str
+    outcome: str
+    text: str
+    duration: float
+
+
+@attrs.frozen(kw_only=True)
+class RunStuck(Event):
+    """A run has ignored its cancellation, though its user is gone: it is there still, at that line."""
+
+    run: str
+    user: str
+    name: str
+    stuck_at: str
+
+
+@attrs.frozen(kw_only=True)
 class Ordered(Event):
     """An operator has given an order over HTTP: who, what, with which words, and what came of it."""
 
@@ -143,7 +174,8 @@ class Ordered(Event):
 class Failed(Event):
     """A handler, hook, subscriber or background task raised. It ended what it belonged to, and nothing else."""
 
-    #: ``handler``, ``hook``, ``close``, ``wire``, ``reader``, ``subscriber``, ``audit``, ``request`` or ``accept``.
+    #: ``handler``, ``hook``, ``close``, ``wire``, ``reader``, ``run``, ``subscriber``, ``audit``,
+    #: ``request`` or ``accept``.
     what: str
     exception: BaseException
     connection: str | None = None

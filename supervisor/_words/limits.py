@@ -98,6 +98,12 @@ class Limits:
     """Sockets of which it is not known yet who they are; beyond it the oldest of them is closed. They hold no seats.
     Also how many may wait under `Overflow.WAIT`; more are refused."""
 
+    runs: int = attrs.field(default=10, validator=_at_least(0))
+    """Runs of one user that have not ended; more are refused with `RunLimitReached`."""
+    run_messages: int = attrs.field(default=1000, validator=_at_least(1))
+    """Of the events of one run, so many are kept for those who follow it later."""
+    run_bytes: int = attrs.field(default=1_048_576, validator=_at_least(1))
+    """And so many of their bytes."""
     connect_rate_user: Rate | None = attrs.field(default=None, converter=_rate)
     """Connection attempts of one user, as ``20/10s``; more are refused (429). None: any number."""
     connect_rate_address: Rate | None = attrs.field(default=None, converter=_rate)

@@ -391,7 +391,7 @@ class Model:
 def left_behind(supervisor: Supervisor) -> Iterable[str]:
     """What is not at the baseline of an empty house."""
     figures = supervisor.statistics()
-    names = ("connections", "users", "rooms", "waiting", "leaving", "closing", "stuck", "seats")
+    names = ("connections", "users", "rooms", "runs", "waiting", "leaving", "closing", "stuck", "seats")
     remain = {name: getattr(figures, name) for name in names}
     yield from (f"{count} {name} remain" for name, count in remain.items() if count)
     yield from supervisor.audit()

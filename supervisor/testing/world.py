@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,9 +17,11 @@ import trio
 from .._decisions.dues import next_due
 from .._decisions.stay import Stage
 from .._mechanisms.connection import Connection
+from .._mechanisms.run import Run
 from .._mechanisms.supervisor import Handler, Supervisor, open_supervisor
 from .._words.closing import CloseReason
-from .._words.errors import ConnectionClosed, Refused
+from .._words.errors import ConnectionClosed, Refused, RunLimitReached
+from .._words.events import RunEnded, RunStarted, RunStuck
 from .._words.identity import Identity
 from .._words.limits import Limits, Overflow, Policies, Timeouts
 from . import schedule
@@ -78,6 +81,8 @@ class World(trio.abc.Instrument):
     supervisor: Supervisor | None = None
     problems: list[str] = attrs.field(factory=list)
     steps: int = 0
+    running: Counter[str] = attrs.field(factory=Counter)
+    stuck_runs: int = 0
 
     def __attrs_post_init__(self) -> None:
         self.limits = Limits(
@@ -88,6 +93,7 @@ class World(trio.abc.Instrument):
             lifetime=self.deal(math.inf, math.inf, 3),
             closing=self.deal(0, 1, 100),
             enforce=self.rng.random() < 0.9,
+            runs=self.deal(0, 1, 3),
         )
         self.timeouts = Timeouts(
             linger=self.deal(0, 0, 1), wait=self.deal(0, 0.1, 1), ping_interval=self.deal(2, 20), pong=1
@@ -199,6 +205,17 @@ class World(trio.abc.Instrument):
             self.model.limiting(attrs.evolve(supervisor.limits, **changes))
             await supervisor.set_limits(**changes)
 
+    def _count_runs(self, event: object) -> None:
+        match event:
+            case RunStarted(user=user):
+                self.running[user] += 1
+                if self.running[user] > self.limits.runs:
+                    self.problems.append(f"{user!r} has {self.running[user]} runs, limit {self.limits.runs}")
+            case RunEnded(user=user):
+                self.running[user] -= 1
+            case RunStuck():
+                self.stuck_runs += 1
+
     async def play(self) -> None:
         """Let them all come, and see that nothing is left when the house has closed."""
         with trio.CancelScope() as outer:
@@ -208,6 +225,7 @@ class World(trio.abc.Instrument):
                 ) as supervisor:
                     self.supervisor = supervisor
                     supervisor.subscribe(self.model)
+                    supervisor.subscribe(self._count_runs)
                     if self.rng.random() < 0.3:
                         supervisor.subscribe(_fails)
                     for _ in range(self.rng.randint(3, 20)):
@@ -220,7 +238,7 @@ class World(trio.abc.Instrument):
                         outer.cancel()
                     closing_at = trio.current_time()
                 took = trio.current_time() - closing_at
-                if not supervisor.statistics().set_aside and took > self.timeouts.close + HAIR:
+                if not (supervisor.statistics().set_aside or self.stuck_runs) and took > self.timeouts.close + HAIR:
                     self.problems.append(f"closed late, after {took:g} s")
         self.model.compare_at_the_end(supervisor)
         self.problems += [*self.model.problems, *left_behind(supervisor)]
@@ -316,6 +334,21 @@ class Handlers:
             else:
                 self.world.problems.append(f"{conn.id}: joined while leaving")
 
+    async def starts_runs(self, conn: Connection, wire: FaultWire) -> None:
+        for _ in range(self.world.deal(1, 2, 3)):
+            try:
+                run = conn.supervisor.start_run(conn.user, self.world.deal(*ERRANDS), self.world)
+            except RunLimitReached:
+                if self.world.running[conn.user] < self.world.limits.runs:
+                    self.world.problems.append(
+                        f"{conn.user!r} has {self.world.running[conn.user]} runs, and no more may be"
+                    )
+                break
+            run.follow(conn, 0)
+            if self.world.rng.random() < 0.2:
+                run.cancel()
+        await trio.sleep(self.world.deal(0, 0.5, 2))
+
     async def has_hooks(self, conn: Connection, wire: FaultWire) -> None:
         async def fails() -> None:
             await trio.lowlevel.checkpoint()
@@ -333,6 +366,27 @@ class Handlers:
             await trio.sleep(self.world.deal(0, 0.1, 1))
 
 
+async def _works(run: Run, world: World) -> None:
+    for number in range(5):
+        run.emit("step", number)
+        await trio.sleep(world.deal(0, 0.1, 0.5))
+
+
+async def _fails_to_work(run: Run, world: World) -> None:
+    await trio.sleep(world.deal(0, 0.1))
+    raise LookupError("a run that fails")
+
+
+async def _works_for_ever(run: Run, world: World) -> None:
+    await trio.sleep_forever()
+
+
+async def _works_stubbornly(run: Run, world: World) -> None:
+    with trio.CancelScope(shield=True):
+        await trio.sleep(world.deal(0.1, 3))
+
+
+ERRANDS = (_works, _works, _fails_to_work, _works_for_ever, _works_stubbornly)
 STUBBORN = ("takes_its_time", "shields_itself", "swallows")
 HANDLERS = tuple(name for name in vars(Handlers) if not name.startswith("_") and name != "world")
 

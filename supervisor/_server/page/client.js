@@ -25,6 +25,7 @@ export class Client {
     switch (frame.type) {
       case "welcome": return this.say(`tab ${tab} is ${frame.connection} of ${frame.user}`);
       case "message": return this.say(`tab ${tab} ← ${frame.from ?? "the server"}: ${JSON.stringify(frame.data)}`);
+      case "run": return this.say(`tab ${tab} ← ${frame.run} #${frame.seq} ${frame.event} ${JSON.stringify(frame.data)}`);
       case "presence": return;
       case "reply": return frame.delivered !== undefined && this.say(`tab ${tab}: ${frame.delivered} have it`);
       default: return this.say(`tab ${tab} ← ${JSON.stringify(frame)}`, frame.type === "error");
@@ -32,9 +33,17 @@ export class Client {
   }
 
   publish(room, data) {
+    this.send({ op: "publish", room, data });
+  }
+
+  run(agent, data) {
+    this.send({ op: "run", agent, data });
+  }
+
+  send(frame) {
     const socket = [...this.sockets].findLast((one) => one.readyState === WebSocket.OPEN);
     if (!socket) return this.say("connect first", true);
-    socket.send(JSON.stringify({ op: "publish", room, data }));
+    socket.send(JSON.stringify(frame));
   }
 
   leave() {

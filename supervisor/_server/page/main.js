@@ -7,9 +7,9 @@ import { House } from "./house.js";
 import { Life } from "./life.js";
 
 const byId = (id) => document.getElementById(id);
-const FIGURES = ["users", "rooms", "waiting", "leaving", "closing", "stuck", "admitted", "shed"];
+const FIGURES = ["users", "rooms", "runs", "waiting", "leaving", "closing", "stuck", "shed"];
 const NEWS = new Set(["refused", "leaving", "handler_stuck", "handler_returned", "emergency_cleanup", "spared",
-  "limits_changed", "failed", "drain_started", "drain_finished", "ordered", "turned_away"]);
+  "limits_changed", "run_started", "run_ended", "run_stuck", "failed", "drain_started", "drain_finished", "ordered", "turned_away"]);
 const BAD = new Set(["handler_stuck", "failed", "emergency_cleanup", "refused"]);
 const MAX_LINES = 100;
 
@@ -153,6 +153,7 @@ byId("login").onsubmit = (event) => {
 const connect = () => client.connect(byId("user").value, byId("room").value);
 byId("connect").onclick = connect;
 byId("tabs").onclick = () => { for (let tab = 0; tab < 8; tab++) connect(); };
+byId("run").onclick = () => client.run("demo", byId("message").value || null);
 byId("leave").onclick = () => client.leave();
 byId("talk").onsubmit = (event) => {
   event.preventDefault();

@@ -1,0 +1,125 @@
+"""Runs: work of a user that outlives their connections, but never the user. Which there are, whose, and how many."""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Iterator
+from itertools import count
+
+import attrs
+import trio
+
+from .._words.errors import RunLimitReached
+from .._words.events import RunEnded, RunStarted, RunStuck
+from .._words.limits import Limits
+from .backlog import Backlog
+from .blockage import blocked_at
+from .bulletin import Bulletin, step
+from .stay import User
+
+#: Of each user so many that have ended are kept, so that whoever comes back can see how.
+KEPT = 16
+
+
+class Outcome(enum.Enum):
+    """How a run has ended."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@attrs.define(eq=False)
+class Errand:
+    """What is kept of one run. Written here only, but for its messages."""
+
+    id: str
+    name: str
+    host: User = attrs.field(repr=False)
+    started_at: float
+    backlog: Backlog = attrs.field(repr=False)
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, repr=False)
+    task: trio.lowlevel.Task | None = attrs.field(default=None, init=False, repr=False)
+    outcome: Outcome | None = attrs.field(default=None, init=False)
+    over: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
+    #: ``file:line`` if it has ignored its cancellation.
+    stuck_at: str | None = attrs.field(default=None, init=False)
+
+    @property
+    def user(self) -> str:
+        """Whose it is."""
+        return self.host.name
+
+
+@attrs.define(eq=False)
+class Runs:
+    """All that have not ended."""
+
+    bulletin: Bulletin
+    active: dict[str, Errand] = attrs.field(factory=dict)
+    #: Of each name, those of a user who is gone and came back included.
+    _share: Counter[str] = attrs.field(factory=Counter)
+    _numbers: Iterator[int] = attrs.field(factory=lambda: count(1))
+
+    def number(self) -> str:
+        """The id of the next."""
+        return f"r{next(self._numbers)}"
+
+    @step
+    def begin(self, errand: Errand, limits: Limits) -> None:
+        """One more, or `RunLimitReached`."""
+        here = self._share[errand.user]
+        if here >= limits.runs:
+            raise RunLimitReached(errand.user, here, limits.runs)
+        self._share[errand.user] += 1
+        self.active[errand.id] = errand
+        errand.host.runs[errand.id] = errand
+        self.bulletin.post(RunStarted(at=trio.current_time(), run=errand.id, user=errand.user, name=errand.name))
+
+    @step
+    def end(self, errand: Errand, outcome: Outcome, text: str = "") -> None:
+        """It is over. Idempotent."""
+        if errand.outcome is not None:
+            return
+        errand.outcome, errand.task = outcome, None
+        del self.active[errand.id]
+        self._share[errand.user] -= 1
+        if not self._share[errand.user]:
+            del self._share[errand.user]
+        self._forget_oldest(errand.host)
+        errand.over.set()
+        now = trio.current_time()
+        self.bulletin.post(
+            RunEnded(
+                at=now,
+                run=errand.id,
+                user=errand.user,
+                name=errand.name,
+                outcome=outcome.value,
+                text=text,
+                duration=now - errand.started_at,
+            )
+        )
+
+    @step
+    def set_aside(self, user: User) -> None:
+        """The user is gone, and these have ignored their cancellation: they are named, and stay counted."""
+        for errand in user.runs.values():
+            if errand.outcome is None:
+                errand.stuck_at = "not started" if errand.task is None else blocked_at(errand.task)
+                self.bulletin.post(
+                    RunStuck(
+                        at=trio.current_time(),
+                        run=errand.id,
+                        user=errand.user,
+                        name=errand.name,
+                        stuck_at=errand.stuck_at,
+                    )
+                )
+
+    @staticmethod
+    def _forget_oldest(user: User) -> None:
+        ended = [errand.id for errand in user.runs.values() if errand.outcome is not None]
+        for old in ended[:-KEPT]:
+            del user.runs[old]

@@ -1,0 +1,112 @@
+"""A run: a task in its user's nursery that speaks to those who follow it, whichever of their connections are here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+import attrs
+import trio
+
+from .._decisions.ledger import Ledger
+from .._decisions.memberships import Group
+from .._decisions.runs import Errand, Outcome
+from .._words.errors import RunFailed
+from .._words.events import Failed
+from .._words.frames import Frame
+from .connection import Connection
+from .lifecycle import ends_everything
+
+P = ParamSpec("P")
+T = TypeVar("T")
+#: The event with which every run ends.
+ENDED = "run_ended"
+
+
+@attrs.define(eq=False)
+class Run(Errand):
+    """Named work of one user, over when its function returns, fails or is cancelled; at the latest with its user."""
+
+    _ledger: Ledger = attrs.field(repr=False, kw_only=True)
+    result: Any = attrs.field(default=None, init=False, repr=False)
+    error: str = attrs.field(default="", init=False)
+
+    @property
+    def followers(self) -> tuple[Connection, ...]:
+        """The connections that follow it now."""
+        return cast("tuple[Connection, ...]", self._ledger.memberships.members(Group("run", self.id)))
+
+    def emit(self, event: str, data: Any = None) -> int:
+        """Tell all followers, never waiting; the event's number.
+
+        The last ``limits.run_messages`` are kept for those who follow later, or come back; of their bytes at most
+        ``limits.run_bytes``. A follower that does not read is a slow consumer, see `Connection.send_nowait`; a run
+        that is not to be faster than its followers awaits `drained`. TypeError if `data` is not for JSON.
+        """
+        number = self.backlog.last + 1
+        told = {"type": "run", "run": self.id, "event": event, "data": data, "seq": number}
+        frame = Frame(json.dumps(told, separators=(",", ":"), allow_nan=False))
+        self.backlog.add(frame)
+        for follower in self.followers:
+            follower.send_nowait(frame)
+        return number
+
+    async def drained(self) -> None:
+        """Wait until nothing is queued for any follower: backpressure. Those who do not read leave, so this ends."""
+        for follower in self.followers:
+            await follower.drained()
+        await trio.lowlevel.checkpoint()
+
+    def follow(self, conn: Connection, after: int | None = None) -> bool:
+        """Have `conn` told from now on; and first of everything after the event number `after`, if it is given.
+
+        False if some of that is not kept any more: then nothing of it is sent, and the client must be told so.
+        """
+        missed = () if after is None else self.backlog.after(after)
+        conn.follow(self.id)
+        for frame in missed or ():
+            conn.send_nowait(frame)
+        return missed is not None
+
+    async def wait(self) -> Any:
+        """Wait until it has ended; its result. `RunFailed` if it has failed, or was cancelled."""
+        await self.over.wait()
+        if self.outcome is not Outcome.COMPLETED:
+            raise RunFailed(self.id, self.error or "cancelled")
+        return self.result
+
+    def cancel(self) -> bool:
+        """Cancel it; False if it is over."""
+        self.scope.cancel()
+        return self.outcome is None
+
+    def conclude(self, outcome: Outcome, result: Any = None, error: str = "") -> None:
+        """It is over, for this reason: everybody is told. A result that is not for JSON is told as None."""
+        self.result, self.error = result, error
+        told = {"outcome": outcome.value, "error": error.partition(":")[0] or None}
+        try:
+            self.emit(ENDED, {**told, "result": result})
+        except (TypeError, ValueError):
+            self.emit(ENDED, {**told, "result": None})
+        self._ledger.runs.end(self, outcome, error)
+
+
+async def live(
+    ledger: Ledger, run: Run, async_fn: Callable[Concatenate[Run, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+) -> None:
+    """The run's own task. Whatever it raises ends it, and nothing else."""
+    run.task = trio.lowlevel.current_task()
+    try:
+        with run.scope:
+            result = await async_fn(run, *args, **kwargs)
+            run.conclude(Outcome.COMPLETED, result)
+    except BaseException as exception:  # noqa: ASYNC103 - what must get out is decided in the next line
+        if ends_everything(exception):
+            raise
+        error = f"{type(exception).__name__}: {exception}"
+        run.conclude(Outcome.FAILED, error=error)
+        ledger.post(Failed(at=trio.current_time(), what="run", exception=exception))
+    finally:
+        if run.outcome is None:
+            run.conclude(Outcome.CANCELLED)
