@@ -44,6 +44,7 @@ from ._words.errors import LimitReached as LimitReached
 from ._words.errors import NotFound as NotFound
 from ._words.errors import RateLimited as RateLimited
 from ._words.errors import Refused as Refused
+from ._words.errors import RoomLimitReached as RoomLimitReached
 from ._words.errors import RunFailed as RunFailed
 from ._words.errors import RunLimitReached as RunLimitReached
 from ._words.errors import Superseded as Superseded

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from supervisor import ConnectionClosed
+from supervisor import ConnectionClosed, Limits, RoomLimitReached
 from supervisor.testing import FaultWire
 from tests.helpers import open_house, settle
 
@@ -94,3 +94,24 @@ async def test_a_session_is_an_index_of_one_user(autojump_clock) -> None:
         assert house.supervisor.connections(user="ann", session="s") == (mine,)
         await house.supervisor.disconnect_user("ann", session="s")
         assert house.supervisor.connections(session="s") == (theirs,)
+
+
+async def test_rooms_of_a_connection_and_in_all_are_limited_and_runs_do_not_count(autojump_clock) -> None:
+    async with open_house(limits=Limits(rooms=2, rooms_total=3)) as house:
+        ann, bob = await house.enter("ann"), await house.enter("bob")
+        for number in range(5):
+            ann.follow(f"run {number}")
+        ann.join("a")
+        ann.join("b")
+        with pytest.raises(RoomLimitReached, match=r"rooms per connection limit \(2/2\)"):
+            ann.join("c")
+        assert ann.join("b", "again") is not None
+        assert ann.rooms == ("a", "b")
+        bob.join("c")
+        with pytest.raises(RoomLimitReached, match=r"rooms total limit \(3/3\)"):
+            bob.join("d")
+        bob.join("a")
+        ann.close()
+        bob.leave("c")
+        bob.join("d")
+        assert set(house.supervisor.rooms()) == {"a", "d"}

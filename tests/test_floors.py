@@ -63,6 +63,7 @@ def test_the_front_door_exports_exactly_this() -> None:
 EXPORTS = """
 Audience BadRequest CloseReason Connection ConnectionClosed Draining End Forbidden Frame HardLimitReached Hub Identity
 IdentityMismatch LimitReached Limits Membership NotFound Options Overflow Policies Profile Rate RateLimited Recorder
-Refused Request Run RunFailed RunLimitReached Server SlowConsumer Statistics Superseded Supervisor SupervisorError
-Timeouts Unauthorized Unavailable Wire WireClosed choose_profile echo events hub open_supervisor serve tune_collector
+Refused Request Run RoomLimitReached RunFailed RunLimitReached Server SlowConsumer Statistics Superseded Supervisor
+SupervisorError Timeouts Unauthorized Unavailable Wire WireClosed choose_profile echo events hub open_supervisor serve
+tune_collector
 """

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import trio
 
-from supervisor import Limits
-from supervisor._server.hub import MAX_MISTAKES, MAX_ROOMS
+from supervisor import Connection, Hub, Limits, echo
+from supervisor._server.hub import MAX_METADATA, MAX_MISTAKES
 from tests.serving import connect, frame, open_server
 
 
@@ -97,14 +97,74 @@ async def test_repeated_abuse_ends_the_connection() -> None:
 
 
 async def test_rooms_are_bounded() -> None:
-    async with open_server() as server, connect(server) as raw:
+    async with open_server(limits=Limits(rooms=3, rooms_total=4)) as server, connect(server) as ann:
+        await ann.upgrade()
+        assert (await ann.message())["limits"]["rooms"] == 3
+        for name in "abc":
+            await ann.say(op="join", room=name)
+            assert (await ann.message())["type"] == "reply"
+        await ann.say(op="join", room="d")
+        assert (await ann.message())["detail"] == "exceeded maximum rooms per connection limit (3/3)"
+        async with connect(server) as bob:
+            await bob.upgrade("/ws?user=bob")
+            await bob.message()
+            for name, detail in (
+                ("a", None),
+                ("d", None),
+                ("e", "exceeded maximum rooms total limit (4/4)"),
+                ("b", None),
+            ):
+                await bob.say(op="join", room=name)
+                answer = await bob.message()
+                assert (answer.get("detail"), answer.get("code")) == (detail, detail and "limit_reached")
+            await bob.say(op="leave", room="d")
+            assert (await bob.message())["type"] == "reply"
+            await bob.say(op="join", room="e")
+            assert (await bob.message())["type"] == "reply"
+
+
+async def test_presence_has_what_each_joined_with() -> None:
+    async with open_server() as server, connect(server) as ann, connect(server) as bob:
+        for raw, user in ((ann, "ann"), (bob, "bob")):
+            await raw.upgrade(f"/ws?user={user}")
+            await raw.message()
+        await ann.say(op="join", room="r")
+        await ann.message()
+        for metadata in ({"mood": "fine"}, {"mood": "better"}, {"mood": "better"}):
+            await bob.say(op="join", room="r", metadata=metadata)
+            assert (await bob.message())["members"] == 2
+        for mood in ("fine", "better"):
+            joined = (await ann.message())["joined"]
+            assert joined == [{"connection": "c2", "user": "bob", "metadata": {"mood": mood}}]
+        await ann.say(op="presence", room="r")  # and nothing was told of what did not change
+        assert (await ann.message())["members"] == [{"connection": "c1", "user": "ann"}, *joined]
+        await bob.say(op="leave", room="r")
+        assert (await ann.message())["left"] == joined
+        await bob.message()
+        await bob.say(op="join", room="r", metadata="x" * MAX_METADATA)
+        assert (await bob.message())["detail"] == f"metadata has at most {MAX_METADATA} bytes"
+
+
+async def test_who_may_not_is_told_so() -> None:
+    def may(conn: Connection, op: str, name: str) -> bool:
+        return (op, name) in {("join", "news"), ("presence", "news"), ("send", "bob")}
+
+    async with open_server(Hub({"agent": echo}, may)) as server, connect(server) as raw:  # type: ignore[arg-type]  # it never runs
         await raw.upgrade()
         await raw.message()
-        for number in range(MAX_ROOMS):
-            await raw.say(op="join", room=str(number))
-            assert (await raw.message())["type"] == "reply"
-        await raw.say(op="join", room="one too many")
-        assert (await raw.message())["type"] == "error"
+        for allowed, frame_ in (
+            (True, {"op": "join", "room": "news"}),
+            (False, {"op": "join", "room": "secrets"}),
+            (False, {"op": "publish", "room": "news", "data": 1}),
+            (True, {"op": "presence", "room": "news"}),
+            (False, {"op": "presence", "room": "secrets"}),
+            (True, {"op": "send", "user": "bob", "data": 1}),
+            (False, {"op": "send", "user": "cid", "data": 1}),
+            (False, {"op": "run", "agent": "agent"}),
+        ):
+            await raw.say(**frame_)
+            answer = await raw.message()
+            assert answer.get("code") == (None if allowed else "forbidden"), frame_
 
 
 @pytest.mark.req("R03", "R26")

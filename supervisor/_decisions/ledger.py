@@ -26,6 +26,7 @@ from .._words.errors import (
     LimitReached,
     RateLimited,
     Refused,
+    RoomLimitReached,
     Superseded,
     Unauthorized,
     limit_sentence,
@@ -262,8 +263,18 @@ class Ledger:
         """Make `stay` a member of `group`; False if it is leaving already."""
         if stay.end is not None:
             return False
+        if group.kind == "room" and group not in stay.groups:
+            self._may_join(stay, group)
         self.memberships.join(stay, group, metadata)
         return True
+
+    def _may_join(self, stay: Stay, group: Group) -> None:
+        theirs = sum(isinstance(other, Group) and other.kind == "room" for other in stay.groups)
+        if theirs >= self.limits.rooms:
+            raise RoomLimitReached("per connection", theirs, self.limits.rooms)
+        total = self.memberships.rooms
+        if total >= self.limits.rooms_total and group not in self.memberships.groups:
+            raise RoomLimitReached("total", total, self.limits.rooms_total)
 
     @step
     def part(self, stay: Stay, group: Group) -> bool:

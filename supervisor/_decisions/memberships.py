@@ -25,10 +25,16 @@ class Memberships:
     """
 
     groups: dict[Hashable, dict[Stay, None]] = attrs.field(factory=dict)
+    #: How many of them are rooms.
+    rooms: int = 0
 
     def join(self, stay: Stay, group: Group, metadata: Any) -> None:
         """Make `stay` a member; joining again replaces the metadata and keeps the place."""
-        self.groups.setdefault(group, {})[stay] = None
+        members = self.groups.get(group)
+        if members is None:
+            members = self.groups[group] = {}
+            self.rooms += group.kind == "room"
+        members[stay] = None
         stay.groups[group] = metadata
 
     def leave(self, stay: Stay, group: Hashable) -> bool:
@@ -40,6 +46,7 @@ class Memberships:
         del members[stay]
         if not members:
             del self.groups[group]
+            self.rooms -= isinstance(group, Group) and group.kind == "room"
         return True
 
     def leave_all(self, stay: Stay) -> None:

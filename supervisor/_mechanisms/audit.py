@@ -122,6 +122,8 @@ def _of_indexes(ledger: Ledger) -> Iterator[str]:
     for stay in here.symmetric_difference(ledger.connections.values()):
         yield f"{stay.id}: orphan in the index of connections, or missing there"
     members: Counter[Stay] = Counter()
+    if ledger.memberships.rooms != sum(1 for _ in ledger.memberships.of_kind("room")):
+        yield f"{ledger.memberships.rooms} rooms are said to be there, and there are others"
     for group, stays in ledger.memberships.groups.items():
         members.update(stays.keys())
         for stay in stays:

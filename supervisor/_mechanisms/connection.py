@@ -196,7 +196,8 @@ class Connection(Stay):
     def join(self, room: Any, metadata: Any = None) -> Membership:
         """Join `room` (any hashable name) for the rest of the connection's life, or for a ``with`` block.
 
-        Joining again replaces the metadata. Raises `ConnectionClosed` once the connection is leaving.
+        Joining again replaces the metadata. Raises `ConnectionClosed` once the connection is leaving, and
+        `RoomLimitReached` beyond ``limits.rooms`` of its own or ``limits.rooms_total`` of everybody's.
         """
         return self._belong(Group("room", room), metadata)
 

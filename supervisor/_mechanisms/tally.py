@@ -116,7 +116,7 @@ def take_statistics(ledger: Ledger, tally: Tally) -> Statistics:
     return Statistics(
         connections=len(ledger.total.claims),
         users=len(ledger.users),
-        rooms=sum(1 for _ in ledger.memberships.of_kind("room")),
+        rooms=ledger.memberships.rooms,
         runs=len(ledger.runs.active),
         waiting=len(files[Stage.QUEUED]),
         leaving=len(files[Stage.LEAVING]),

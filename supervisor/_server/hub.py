@@ -12,12 +12,12 @@ import attrs
 
 from .._mechanisms.connection import Connection, Message
 from .._mechanisms.run import Run
-from .._words.errors import NotFound, Refused, RunLimitReached
+from .._words.errors import NotFound, Refused, RoomLimitReached, RunLimitReached
 from .._words.identity import MAX_NAME
 from .demo import demo
 
-#: Rooms of one connection at a time.
-MAX_ROOMS = 100
+#: Bytes of the metadata that a member of a room may have, as JSON.
+MAX_METADATA = 1024
 #: Malformed frames of one connection, after which it is not worth answering any more.
 MAX_MISTAKES = 100
 #: Tells a restarted server from the one before.
@@ -36,13 +36,18 @@ class Mistake(Exception):
 
 @attrs.frozen
 class Hub:
-    """A handler that speaks the native protocol; `agents`, by their names, are what ``run`` can start."""
+    """A handler that speaks the native protocol.
+
+    `agents`, by their names, are what ``run`` can start. ``may(conn, op, name)`` is asked before each ``join``,
+    ``publish`` and ``presence`` (of a room), ``send`` (to a user) and ``run`` (of an agent); without it, everybody may.
+    """
 
     agents: Mapping[str, Agent] = attrs.field(factory=dict)
+    may: Callable[[Connection, str, str], bool] | None = None
 
     async def __call__(self, conn: Connection) -> None:
         """Serve one connection until it leaves."""
-        guest = Guest(conn, self.agents)
+        guest = Guest(conn, self)
         await conn.send(encode(guest.welcome()))
         try:
             async for message in conn:
@@ -87,9 +92,10 @@ class Guest:
     """What the hub keeps of one connection. All that changes something is synchronous."""
 
     conn: Connection
-    agents: Mapping[str, Agent]
+    hub: Hub
     mistakes: int = 0
-    rooms: dict[str, None] = attrs.field(factory=dict)
+    #: Those it has joined, with its metadata there; who stays must be told when it has left them already.
+    rooms: dict[str, Any] = attrs.field(factory=dict)
 
     def welcome(self) -> Frame:
         """The first frame that a client gets."""
@@ -106,7 +112,7 @@ class Guest:
                 "per_user": limits.per_user,
                 "idle_ttl": limits.idle_ttl,
                 "max_message_size": limits.max_message_size,
-                "rooms": MAX_ROOMS,
+                "rooms": limits.rooms,
                 "runs": limits.runs,
             },
         }
@@ -127,14 +133,18 @@ class Guest:
             return {"type": "error", "ref": ref, "code": mistake.error, "detail": str(mistake)}
 
     def join(self, frame: Frame) -> Frame:
-        """Become a member, and tell the members; joining again changes nothing."""
-        room = _name(frame, "room")
-        if room not in self.rooms:
-            if len(self.rooms) >= MAX_ROOMS:
-                raise Mistake(f"a connection may be in {MAX_ROOMS} rooms at a time")
-            self.rooms[room] = None
-            self.conn.join(room)
-            self._tell(room, joined=[self._card()], left=[])
+        """Become a member, and tell the members; joining again changes the metadata, or nothing."""
+        room, metadata = _name(frame, "room"), frame.get("metadata")
+        self._ask("join", room)
+        if len(encode({"": metadata})) > MAX_METADATA:
+            raise Mistake(f"metadata has at most {MAX_METADATA} bytes")
+        if room not in self.rooms or self.rooms[room] != metadata:
+            try:
+                self.conn.join(room, metadata)
+            except RoomLimitReached as limit:
+                raise _mistake("limit_reached", str(limit)) from None
+            self.rooms[room] = metadata
+            self._tell(room, joined=[_card(self.conn, metadata)], left=[])
         return {"room": room, "members": len(self.conn.supervisor.room(room).members)}
 
     def leave(self, frame: Frame) -> Frame:
@@ -150,28 +160,32 @@ class Guest:
         room = _name(frame, "room")
         if room not in self.rooms:
             raise Mistake("join a room to publish in it")
+        self._ask("publish", room)
         message = encode({"type": "message", "room": room, "from": self.conn.user, "data": _data(frame)})
         return {"room": room, "delivered": self.conn.supervisor.room(room).publish(message, exclude=self.conn)}
 
     def send(self, frame: Frame) -> Frame:
         """A message to all connections of one user."""
         user = _name(frame, "user")
+        self._ask("send", user)
         message = encode({"type": "message", "user": user, "from": self.conn.user, "data": _data(frame)})
         return {"user": user, "delivered": self.conn.supervisor.user(user).publish(message, exclude=self.conn)}
 
     def presence(self, frame: Frame) -> Frame:
         """Who is in a room now."""
         room = _name(frame, "room")
-        members = self.conn.supervisor.room(room).members
-        return {"room": room, "members": [{"connection": member.id, "user": member.user} for member in members]}
+        self._ask("presence", room)
+        presence = self.conn.supervisor.room(room).presence
+        return {"room": room, "members": [_card(member, metadata) for member, metadata in presence.items()]}
 
     def run(self, frame: Frame) -> Frame:
         """Have an agent work for one's user, and follow it."""
         name = _name(frame, "agent")
-        if name not in self.agents:
-            raise Mistake(f"agent must be one of {', '.join(self.agents)}")
+        if name not in self.hub.agents:
+            raise Mistake(f"agent must be one of {', '.join(self.hub.agents)}")
+        self._ask("run", name)
         try:
-            run = self.conn.supervisor.start_run(self.conn.user, self.agents[name], frame.get("data"))
+            run = self.conn.supervisor.start_run(self.conn.user, self.hub.agents[name], frame.get("data"))
         except RunLimitReached as limit:
             raise _mistake("limit_reached", str(limit)) from None
         run.follow(self.conn, 0)
@@ -219,16 +233,17 @@ class Guest:
             self._leave(room)
 
     def _leave(self, room: str) -> None:
-        del self.rooms[room]
+        metadata = self.rooms.pop(room)
         self.conn.leave(room)
-        self._tell(room, joined=[], left=[self._card()])
+        self._tell(room, joined=[], left=[_card(self.conn, metadata)])
 
     def _tell(self, room: str, *, joined: list[Frame], left: list[Frame]) -> None:
         notice = encode({"type": "presence", "room": room, "joined": joined, "left": left})
         self.conn.supervisor.room(room).publish(notice, exclude=self.conn)
 
-    def _card(self) -> Frame:
-        return {"connection": self.conn.id, "user": self.conn.user}
+    def _ask(self, op: str, name: str) -> None:
+        if self.hub.may is not None and not self.hub.may(self.conn, op, name):
+            raise _mistake("forbidden", f"you may not {op} {name!r}")
 
 
 OPERATIONS: dict[str, Callable[[Guest, Frame], Frame | Awaitable[Frame]]] = {
@@ -243,6 +258,11 @@ OPERATIONS: dict[str, Callable[[Guest, Frame], Frame | Awaitable[Frame]]] = {
     "ping": Guest.ping,
     "refresh": Guest.refresh,
 }
+
+
+def _card(conn: Connection, metadata: Any) -> Frame:
+    card = {"connection": conn.id, "user": conn.user}
+    return card if metadata is None else {**card, "metadata": metadata}
 
 
 def _mistake(error: str, text: str) -> Mistake:

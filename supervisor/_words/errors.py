@@ -14,6 +14,7 @@
     │   │   └── IdentityMismatch   it says in two places who it is for, and they disagree
     │   ├── Unauthorized      nobody may come in without saying who they are
     │   └── Forbidden         it is known who they are, or where they come from, and they may not
+    ├── RoomLimitReached      a connection is in as many rooms as it may, or there are too many in all
     ├── RunLimitReached       a user has as many runs as they may
     ├── RunFailed             waiting for the result of a run that has none
     ├── ConnectionClosed      sending or receiving on a connection that has begun to leave
@@ -148,6 +149,17 @@ class ConnectionClosed(SupervisorError):
     def __init__(self, reason: CloseReason, text: str = "") -> None:
         super().__init__(text or reason.text)
         self.reason = reason
+
+
+class RoomLimitReached(SupervisorError):
+    """A connection is in as many rooms as it may, or there are as many as there may be in all."""
+
+    def __init__(self, limit: str, current: int, maximum: int) -> None:
+        super().__init__(f"exceeded maximum rooms {limit} limit ({current}/{maximum})")
+        #: ``"per connection"`` or ``"total"``.
+        self.limit = limit
+        self.current = current
+        self.maximum = maximum
 
 
 class RunLimitReached(SupervisorError):

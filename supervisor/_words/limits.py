@@ -98,6 +98,10 @@ class Limits:
     """Sockets of which it is not known yet who they are; beyond it the oldest of them is closed. They hold no seats.
     Also how many may wait under `Overflow.WAIT`; more are refused."""
 
+    rooms: int = attrs.field(default=100, validator=_at_least(0))
+    """Rooms that one connection may be in at a time; `RoomLimitReached` beyond."""
+    rooms_total: int = attrs.field(default=100_000, validator=_at_least(0))
+    """Rooms of all connections; nobody makes another one at the limit, everybody may join those there are."""
     runs: int = attrs.field(default=10, validator=_at_least(0))
     """Runs of one user that have not ended; more are refused with `RunLimitReached`."""
     run_messages: int = attrs.field(default=1000, validator=_at_least(1))

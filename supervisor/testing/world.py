@@ -341,7 +341,7 @@ class Handlers:
             except RunLimitReached:
                 if self.world.running[conn.user] < self.world.limits.runs:
                     self.world.problems.append(
-                        f"{conn.user!r} has {self.world.running[conn.user]} runs, and no more may be"
+                        f"{conn.user!r} has {self.world.running[conn.user]} runs, and may not have one more"
                     )
                 break
             run.follow(conn, 0)
