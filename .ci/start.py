@@ -23,7 +23,7 @@ PYTHON = BIN / "python"
 PINNED = ROOT / ".ci" / "constraints.txt"
 COMMANDS = {
     "serve": ("cli,metrics", ["-m", "supervisor", "serve"]),
-    "test": ("dev", ["-m", "pytest"]),
+    "test": ("dev", ["-m", "pytest", "-n", "2", "--dist", "worksteal"]),
     "slow": ("ci", ["-m", "pytest", "-m", "slow"]),
 }
 
