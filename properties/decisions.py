@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -35,6 +36,7 @@ from supervisor import (
 from supervisor._decisions.admission import Admit, Refuse, Wait, decide
 from supervisor._decisions.bulletin import Bulletin, step
 from supervisor._decisions.dues import OVERRUN, Act, lifetime, next_due
+from supervisor._decisions.histories import Histories
 from supervisor._decisions.memberships import Group, Memberships
 from supervisor._decisions.outbox import Outbox, Put, Queued
 from supervisor._decisions.ranking import Ranking
@@ -522,12 +524,82 @@ def lifetimes(now: float, wall: float, length: float, expires: float | None) -> 
     assert why is (CloseReason.CREDENTIAL_EXPIRED if by_credential < now + length else CloseReason.LIFETIME)
 
 
+class HistoryMachine(RuleBasedStateMachine):
+    """Whoever comes back gets exactly what they have missed, or is told that something is missing; and bounds hold."""
+
+    @initialize(
+        messages=st.integers(0, 4),
+        octets=st.sampled_from([0, 20, 1000]),
+        total=st.sampled_from([0, 30, 100, 10_000]),
+        age=st.sampled_from([1.0, 5.0]),
+    )
+    def open(self, messages: int, octets: int, total: int, age: float) -> None:
+        self.limits = Limits(
+            history_messages=messages, history_bytes=octets, history_bytes_total=total, history_age=age
+        )
+        self.histories, self.now = Histories(), 0.0
+        #: Everything that was ever said: number, when, frame.
+        self.said: dict[str, list[tuple[int, float, Frame]]] = defaultdict(list)
+
+    @rule(audience=st.sampled_from("ab"), size=st.integers(0, 15))
+    def say(self, audience: str, size: int) -> None:
+        numbers: list[int] = []
+
+        def spell(number: int) -> Frame:
+            numbers.append(number)
+            return Frame(f"{number}".ljust(size))
+
+        before = self.histories.last(audience)
+        frame = self.histories.say(audience, spell, self.limits, self.now)
+        assert numbers == [before + 1]
+        self.said[audience].append((numbers[0], self.now, frame))
+        assert sorted(number for number, _, _ in self.said[audience]) == [
+            number for number, _, _ in self.said[audience]
+        ]
+
+    @rule(seconds=st.sampled_from([0.5, 2.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(audience=st.sampled_from("ab"), data=st.data())
+    def come_back(self, audience: str, data: st.DataObject) -> None:
+        """With a number that one may have: none, or any that was given, or that was the last when one joined."""
+        said = self.said[audience]
+        since = data.draw(st.sampled_from([0, *(number for number, _, _ in said), self.histories.last(audience)]))
+        missed = [frame for number, _, frame in said if number > since]
+        answer = self.histories.after(audience, since, self.limits, self.now)
+        assert answer is None or list(answer) == missed
+        kept = [frame for _, at, frame in said if at >= self.now - self.limits.history_age]
+        assert answer is None or len(answer) <= min(self.limits.history_messages, len(kept))
+        if since == self.histories.last(audience):
+            assert answer == ()
+
+    @rule(audience=st.sampled_from("ab"), data=st.data())
+    def come_back_too_late(self, audience: str, data: st.DataObject) -> None:
+        """When everything is too old, somebody who had all of it is told so, and nobody is told anything old."""
+        self.now += self.limits.history_age + 1.0
+        last = self.histories.last(audience)
+        since = data.draw(st.integers(0, last))
+        assert self.histories.after(audience, since, self.limits, self.now) == (() if since == last else None)
+
+    @rule(audience=st.sampled_from("ab"), beyond=st.integers(1, 5))
+    def come_from_nowhere(self, audience: str, beyond: int) -> None:
+        since = self.histories.last(audience) + beyond
+        assert self.histories.after(audience, since, self.limits, self.now) is None
+
+    @invariant()
+    def bounds_hold(self) -> None:
+        if hasattr(self, "histories"):
+            assert self.histories.bytes == self.histories.counted() <= self.limits.history_bytes_total
+
+
 MACHINES: tuple[type[RuleBasedStateMachine], ...] = (
     OutboxMachine,
     MembershipsMachine,
     SeatsMachine,
     RosterMachine,
     BulletinMachine,
+    HistoryMachine,
 )
 FUNCTIONS: tuple[Callable[[int], None], ...] = (admission, ranking, how_many_to_shed, whom_to_shed, dues, lifetimes)
 

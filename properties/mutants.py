@@ -116,6 +116,22 @@ MUTANTS: dict[str, Mutant] = {
     "runs outlive their user": Mutant(
         "_mechanisms.keeper", "            user.nursery.cancel_scope.cancel()\n            if", "            if"
     ),
+    # histories
+    "a history begins anew with one": Mutant(
+        "_decisions.histories", "            history.backlog.last = self._greatest\n", ""
+    ),
+    "what is too old is told": Mutant(
+        "_decisions.histories", "            self.backlog.drop_oldest()\n", "            pass\n"
+    ),
+    "histories are not bounded together": Mutant(
+        "_decisions.histories", "while self.bytes > limits.history_bytes_total and", "while False and"
+    ),
+    "one message too few is told": Mutant(
+        "_decisions.backlog", "[number - self.first + 1 :]", "[number - self.first + 2 :]"
+    ),
+    "a gap is not noticed": Mutant(
+        "_decisions.backlog", "if not self.first - 1 <= number <= self.last:", "if not number <= self.last:"
+    ),
     # indexes
     "rooms are not left": Mutant(LEDGER, "        self.memberships.leave_all(stay)\n", ""),
     "a membership is forgotten on one side": Mutant(

@@ -8,7 +8,7 @@ from hypothesis import settings
 from properties import decisions
 
 
-@pytest.mark.req("R01", "R03", "R10", "R52")
+@pytest.mark.req("R01", "R03", "R10", "R39", "R52")
 @pytest.mark.parametrize("machine", decisions.MACHINES, ids=lambda machine: machine.__name__)
 def test_it_does_what_its_model_does(machine) -> None:
     case = machine.TestCase

@@ -311,8 +311,9 @@ async def test_publishing_from_outside() -> None:
         await raw.message()
         for whom in ({"room": "r"}, {"user": "ann"}):
             status, answer = await request(server, "POST", "/api/publish", {**whom, "data": [1]})
-            assert (status, answer) == (200, {**whom, "delivered": 1})
-            assert await raw.message() == {"type": "message", **whom, "from": None, "data": [1]}
+            assert (status, answer["delivered"]) == (200, 1)
+            expected = {"type": "message", **whom, "from": None, "data": [1], "seq": answer["seq"]}
+            assert await raw.message() == expected
         for body in ({"room": "r"}, {"data": 1}, {"room": "r", "user": "ann", "data": 1}, {"room": 3, "data": 1}):
             assert (await request(server, "POST", "/api/publish", body))[0] == 400
 
@@ -332,7 +333,7 @@ async def test_orders_are_written_down_and_secrets_are_not(caplog: pytest.LogCap
         " request=order-1",
         'ordered peer=127.0.0.1 order=disconnect body=\'{"user": "bob"}\' status=404'
         " outcome=\"user 'bob' has no connections\" request=order-1",
-        "ordered peer=127.0.0.1 order=publish body='{\"user\": \"ann\"}' status=200 outcome='delivered 0'"
+        "ordered peer=127.0.0.1 order=publish body='{\"user\": \"ann\"}' status=200 outcome='delivered 0, seq 1'"
         " request=order-1",
     ]
     assert "secret" not in caplog.text

@@ -14,19 +14,21 @@ async def test_join_publish_presence_and_leave() -> None:
     async with open_server() as server, connect(server) as ann, connect(server) as bob:
         await ann.upgrade("/ws?user=ann", Sec_WebSocket_Protocol="supervisor.v1.json")
         welcome = await ann.message()
-        assert (welcome["type"], welcome["user"], welcome["resumed"], welcome["seq"]) == ("welcome", "ann", False, 0)
+        assert (welcome["type"], welcome["user"], welcome["seq"]) == ("welcome", "ann", 0)
+        epoch = welcome["epoch"]
         assert welcome["limits"]["per_user"] == 5
         await bob.upgrade("/ws?user=bob&session=s1")
         assert (await bob.message())["session"] == "s1"
         await ann.say(op="join", room="r", ref="one")
-        assert await ann.message() == {"type": "reply", "ref": "one", "room": "r", "members": 1}
+        reply = {"type": "reply", "ref": "one", "room": "r", "members": 1, "seq": 0, "epoch": epoch}
+        assert await ann.message() == reply
         await bob.say(op="join", room="r", ref=2)
         assert (await bob.message())["members"] == 2
         joined = {"connection": "c2", "user": "bob"}
         assert await ann.message() == {"type": "presence", "room": "r", "joined": [joined], "left": []}
         await bob.say(op="publish", room="r", data={"nested": [1, None, "ü"]}, ref=3)
-        assert await bob.message() == {"type": "reply", "ref": 3, "room": "r", "delivered": 1}
-        message = {"type": "message", "room": "r", "from": "bob", "data": {"nested": [1, None, "ü"]}}
+        assert await bob.message() == {"type": "reply", "ref": 3, "room": "r", "delivered": 1, "seq": 1}
+        message = {"type": "message", "room": "r", "from": "bob", "data": {"nested": [1, None, "ü"]}, "seq": 1}
         assert await ann.message() == message
         await ann.say(op="presence", room="r")
         assert [member["user"] for member in (await ann.message())["members"]] == ["ann", "bob"]
@@ -35,7 +37,7 @@ async def test_join_publish_presence_and_leave() -> None:
         assert (await ann.message())["left"] == [joined]
         await ann.say(op="send", user="bob", data="direct")
         assert (await ann.message())["delivered"] == 1
-        assert await bob.message() == {"type": "message", "user": "bob", "from": "ann", "data": "direct"}
+        assert await bob.message() == {"type": "message", "user": "bob", "from": "ann", "data": "direct", "seq": 2}
         await ann.say(op="ping", ref=9)
         assert await ann.message() == {"type": "reply", "ref": 9, "pong": True}
 
@@ -121,6 +123,60 @@ async def test_rooms_are_bounded() -> None:
             assert (await bob.message())["type"] == "reply"
             await bob.say(op="join", room="e")
             assert (await bob.message())["type"] == "reply"
+
+
+@pytest.mark.req("R39")
+async def test_who_comes_back_misses_nothing_that_is_still_kept() -> None:
+    limits = Limits(history_messages=5)
+    async with open_server(limits=limits) as server, connect(server) as ann, connect(server) as bob:
+        for raw, user in ((ann, "ann"), (bob, "bob")):
+            await raw.upgrade(f"/ws?user={user}")
+            epoch = (await raw.message())["epoch"]
+            await raw.say(op="join", room="r")
+            reply = await raw.message()
+            assert (reply["seq"], "complete" in reply) == (0, False)
+        await ann.message()  # bob is here
+        await bob.reset()
+        await ann.message()  # bob is gone
+        for number in range(1, 4):
+            await ann.say(op="publish", room="r", data=number)
+            assert (await ann.message())["seq"] == number
+        for since, of, expected in (
+            (0, epoch, [1, 2, 3]),
+            (2, epoch, [3]),
+            (3, epoch, []),
+            (2, "another", None),
+            (9, epoch, None),
+        ):
+            async with connect(server) as back:
+                await back.upgrade("/ws?user=bob")
+                await back.message()
+                await back.say(op="join", room="r", seq=since, epoch=of)
+                missed = [await back.message() for _ in expected or ()]
+                assert [message["data"] for message in missed] == (expected or [])
+                assert (await back.message())["complete"] is (expected is not None)
+        async with connect(server) as back:
+            await back.upgrade("/ws?user=bob")
+            await back.message()
+            await back.say(op="join", room="r", seq="2")
+            assert (await back.message())["code"] == "bad_request"
+
+
+@pytest.mark.req("R39")
+async def test_what_was_said_to_a_user_while_they_were_away_is_told_once_they_ask() -> None:
+    async with open_server() as server, connect(server) as ann:
+        await ann.upgrade("/ws?user=ann")
+        epoch = (await ann.message())["epoch"]
+        for number in range(3):
+            await ann.say(op="send", user="bob", data=number)
+            answer = await ann.message()
+            assert (answer["delivered"], "seq" in answer) == (0, False)
+        async with connect(server) as bob:
+            await bob.upgrade("/ws?user=bob")
+            assert (await bob.message())["seq"] == 3
+            await bob.say(op="recover", seq=1, epoch=epoch)
+            assert [(await bob.message())["data"] for _ in range(2)] == [1, 2]
+            assert await bob.message() == {"type": "reply", "ref": None, "seq": 3, "epoch": epoch, "complete": True}
 
 
 async def test_presence_has_what_each_joined_with() -> None:

@@ -26,8 +26,15 @@ class Backlog:
         self._kept.append(frame)
         self.bytes += len(frame)
         while len(self._kept) > self.messages or (self.bytes > self.octets and self._kept):
-            self.bytes -= len(self._kept.popleft())
+            self.drop_oldest()
         return self.last
+
+    def drop_oldest(self) -> None:
+        """Keep one less."""
+        self.bytes -= len(self._kept.popleft())
+
+    def __len__(self) -> int:
+        return len(self._kept)
 
     @property
     def first(self) -> int:

@@ -38,6 +38,7 @@ from .admission import Admit, Verdict, Wait, decide, victim
 from .blockage import blocked_at
 from .bulletin import Bulletin, step
 from .dues import Act, expiry, lifetime, next_due, patience
+from .histories import Histories
 from .memberships import Group, Memberships
 from .outbox import Queued
 from .ranking import Ranking
@@ -76,6 +77,7 @@ class Ledger:
     bulletin: Bulletin = attrs.field(factory=Bulletin)
     #: What is queued in everybody's outboxes.
     queued: Queued = attrs.field(factory=Queued)
+    histories: Histories = attrs.field(factory=Histories)
     runs: Runs = attrs.field(init=False)
     open: bool = True
     #: Attempts of each user; None without ``limits.connect_rate_user``.

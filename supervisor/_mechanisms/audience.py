@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import attrs
+import trio
 
 from .._decisions.ledger import Ledger
 from .._decisions.memberships import Group
@@ -33,6 +35,31 @@ class Audience:
     def presence(self) -> dict[Connection, Any]:
         """The members with the metadata that each joined with."""
         return {member: member.groups.get(self.group) for member in self.members}
+
+    def tell(self, spell: Callable[[int], Message], *, exclude: Connection | None = None) -> int:
+        """Publish ``spell(number)``, a message that knows its number, and keep it for those who come back.
+
+        Numbers of one audience follow each other, `exclude` or not. What is kept is bounded:
+        ``limits.history_messages``, ``_bytes``, ``_age``, and ``_bytes_total`` for all audiences together.
+        """
+        now, limits = trio.current_time(), self._ledger.limits
+        frame = self._ledger.histories.say(self.group, lambda number: Frame(spell(number)), limits, now)
+        return self.publish(frame, exclude=exclude)
+
+    @property
+    def last(self) -> int:
+        """The number of the last message that was told."""
+        return self._ledger.histories.last(self.group)
+
+    def recover(self, conn: Connection, number: int) -> bool:
+        """Send `conn` everything that was told after `number`.
+
+        False if some of it is not known any more; then nothing of it is sent, and the client must be told so.
+        """
+        missed = self._ledger.histories.after(self.group, number, self._ledger.limits, trio.current_time())
+        for frame in missed or ():
+            conn.send_nowait(frame)
+        return missed is not None
 
     def publish(self, message: Message | Frame, *, exclude: Connection | None = None) -> int:
         """Send `message` to every member but `exclude`, never waiting; returns how many took it.

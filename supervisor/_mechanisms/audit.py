@@ -34,6 +34,8 @@ def _inconsistencies(ledger: Ledger) -> Iterator[str]:
         yield from _of_user(ledger, user)
     if ledger.queued.bytes != sum(user.queued.bytes for user in users):
         yield f"{ledger.queued.bytes} bytes are said to be queued in all, and that is not their sum"
+    if ledger.histories.bytes != ledger.histories.counted():
+        yield f"{ledger.histories.bytes} bytes are said to be kept of what was told, and that is not their sum"
     yield from _of_waiting(ledger)
     yield from _of_indexes(ledger)
 

@@ -193,12 +193,13 @@ class Api:
         name = _text(body, kind)
         if len(name) > MAX_NAME:
             raise BadRequest(f'"{kind}" has at most {MAX_NAME} characters')
+        message = {"type": "message", kind: name, "from": None, "data": body["data"]}
+        audience = self.supervisor.room(name) if kind == "room" else self.supervisor.user(name)
         try:
-            message = encode({"type": "message", kind: name, "from": None, "data": body["data"]})
+            delivered = audience.tell(lambda number: encode({**message, "seq": number}))
         except Mistake as mistake:
             raise BadRequest(str(mistake)) from None
-        audience = self.supervisor.room(name) if kind == "room" else self.supervisor.user(name)
-        return 200, {kind: name, "delivered": audience.publish(message)}
+        return 200, {kind: name, "delivered": delivered, "seq": audience.last}
 
 
 Question = Callable[[Api, Request], Answer]

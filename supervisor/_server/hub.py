@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import attrs
 
+from .._mechanisms.audience import Audience
 from .._mechanisms.connection import Connection, Message
 from .._mechanisms.run import Run
 from .._words.errors import NotFound, Refused, RoomLimitReached, RunLimitReached
@@ -106,8 +107,7 @@ class Guest:
             "user": self.conn.user,
             "session": self.conn.identity.session,
             "epoch": EPOCH,
-            "seq": 0,
-            "resumed": False,
+            "seq": self.conn.supervisor.user(self.conn.user).last,
             "limits": {
                 "per_user": limits.per_user,
                 "idle_ttl": limits.idle_ttl,
@@ -145,7 +145,8 @@ class Guest:
                 raise _mistake("limit_reached", str(limit)) from None
             self.rooms[room] = metadata
             self._tell(room, joined=[_card(self.conn, metadata)], left=[])
-        return {"room": room, "members": len(self.conn.supervisor.room(room).members)}
+        told = self._recover(self.conn.supervisor.room(room), frame)
+        return {"room": room, "members": len(self.conn.supervisor.room(room).members), **told}
 
     def leave(self, frame: Frame) -> Frame:
         """Stop being a member, and tell those who stay."""
@@ -161,15 +162,33 @@ class Guest:
         if room not in self.rooms:
             raise Mistake("join a room to publish in it")
         self._ask("publish", room)
-        message = encode({"type": "message", "room": room, "from": self.conn.user, "data": _data(frame)})
-        return {"room": room, "delivered": self.conn.supervisor.room(room).publish(message, exclude=self.conn)}
+        message = {"type": "message", "room": room, "from": self.conn.user, "data": _data(frame)}
+        audience = self.conn.supervisor.room(room)
+        return {"room": room, "delivered": self._deliver(audience, message), "seq": audience.last}
 
     def send(self, frame: Frame) -> Frame:
         """A message to all connections of one user."""
         user = _name(frame, "user")
         self._ask("send", user)
-        message = encode({"type": "message", "user": user, "from": self.conn.user, "data": _data(frame)})
-        return {"user": user, "delivered": self.conn.supervisor.user(user).publish(message, exclude=self.conn)}
+        message = {"type": "message", "user": user, "from": self.conn.user, "data": _data(frame)}
+        return {"user": user, "delivered": self._deliver(self.conn.supervisor.user(user), message)}
+
+    def _deliver(self, audience: Audience, message: Frame) -> int:
+        return audience.tell(lambda number: encode({**message, "seq": number}), exclude=self.conn)
+
+    def recover(self, frame: Frame) -> Frame:
+        """What was told to one's user after ``seq``."""
+        return self._recover(self.conn.supervisor.user(self.conn.user), {"seq": 0, **frame})
+
+    def _recover(self, audience: Audience, frame: Frame) -> Frame:
+        """Send what was missed, if that is asked for; the number and the epoch to come back with."""
+        told = {"seq": audience.last, "epoch": EPOCH}
+        if "seq" not in frame:
+            return told
+        number = frame["seq"]
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise Mistake("seq must be a whole number, the last that is known")
+        return {**told, "complete": frame.get("epoch") == EPOCH and audience.recover(self.conn, number)}
 
     def presence(self, frame: Frame) -> Frame:
         """Who is in a room now."""
@@ -255,6 +274,7 @@ OPERATIONS: dict[str, Callable[[Guest, Frame], Frame | Awaitable[Frame]]] = {
     "run": Guest.run,
     "follow": Guest.follow,
     "cancel": Guest.cancel,
+    "recover": Guest.recover,
     "ping": Guest.ping,
     "refresh": Guest.refresh,
 }

@@ -102,6 +102,15 @@ class Limits:
     """Rooms that one connection may be in at a time; `RoomLimitReached` beyond."""
     rooms_total: int = attrs.field(default=100_000, validator=_at_least(0))
     """Rooms of all connections; nobody makes another one at the limit, everybody may join those there are."""
+    history_messages: int = attrs.field(default=100, validator=_at_least(0))
+    """Of what is told in one room or to one user, so many messages are kept for those who come back: see
+    `Audience.tell`."""
+    history_bytes: int = attrs.field(default=262_144, validator=_at_least(0))
+    """And so many of their bytes."""
+    history_bytes_total: int = attrs.field(default=16_777_216, validator=_at_least(0))
+    """Of all histories together; those in which nothing was told for longest go first."""
+    history_age: float = attrs.field(default=300.0, validator=_seconds())
+    """And none that is older."""
     runs: int = attrs.field(default=10, validator=_at_least(0))
     """Runs of one user that have not ended; more are refused with `RunLimitReached`."""
     run_messages: int = attrs.field(default=1000, validator=_at_least(1))

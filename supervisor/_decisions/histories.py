@@ -1,0 +1,81 @@
+"""Histories: what has been said in a room or to a user lately, numbered, for those who come back. Pure."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable
+
+import attrs
+
+from .._words.frames import Frame
+from .._words.limits import Limits
+from .backlog import Backlog
+
+
+@attrs.define(eq=False)
+class History:
+    """One of them: a backlog, and when each of its messages was said."""
+
+    backlog: Backlog
+    times: deque[float] = attrs.field(factory=deque)
+
+    def forget_until(self, moment: float) -> None:
+        """Drop what is older, and the times of what the backlog has dropped by itself."""
+        while len(self.times) > len(self.backlog):
+            self.times.popleft()
+        while self.times and self.times[0] < moment:
+            self.times.popleft()
+            self.backlog.drop_oldest()
+
+
+@attrs.define(eq=False)
+class Histories:
+    """By audience, the one in which something was said last at the end; bounded in all, in bytes.
+
+    A history that is dropped begins anew with a number that was never given: nobody who comes back with an old one
+    can be told that nothing is missing.
+    """
+
+    _histories: OrderedDict[Hashable, History] = attrs.field(factory=OrderedDict)
+    bytes: int = 0
+    #: The greatest number ever given.
+    _greatest: int = 0
+
+    def say(self, audience: Hashable, spell: Callable[[int], Frame], limits: Limits, now: float) -> Frame:
+        """Number one more message, and keep it."""
+        history = self._histories.get(audience)
+        if history is None:
+            history = self._histories[audience] = History(Backlog(limits.history_messages, limits.history_bytes))
+            history.backlog.last = self._greatest
+        backlog = history.backlog
+        frame = spell(backlog.last + 1)
+        self.bytes -= backlog.bytes
+        backlog.add(frame)
+        history.times.append(now)
+        history.forget_until(now - limits.history_age)
+        self.bytes += backlog.bytes
+        self._greatest = max(self._greatest, backlog.last)
+        self._histories.move_to_end(audience)
+        while self.bytes > limits.history_bytes_total and self._histories:
+            _, oldest = self._histories.popitem(last=False)
+            self.bytes -= oldest.backlog.bytes
+        return frame
+
+    def counted(self) -> int:
+        """The bytes of all, counted anew."""
+        return sum(history.backlog.bytes for history in self._histories.values())
+
+    def last(self, audience: Hashable) -> int:
+        """The number of the last message; what a client may come back with."""
+        history = self._histories.get(audience)
+        return self._greatest if history is None else history.backlog.last
+
+    def after(self, audience: Hashable, number: int, limits: Limits, now: float) -> tuple[Frame, ...] | None:
+        """What was said after `number`; None if some of that is not known any more."""
+        history = self._histories.get(audience)
+        if history is None:
+            return () if number == self._greatest else None
+        self.bytes -= history.backlog.bytes
+        history.forget_until(now - limits.history_age)
+        self.bytes += history.backlog.bytes
+        return history.backlog.after(number)
