@@ -18,13 +18,15 @@ from supervisor import (
     Limits,
     Overflow,
     Policies,
+    Refused,
     Superseded,
     Timeouts,
     events,
     open_supervisor,
 )
-from supervisor.testing import FaultWire
+from supervisor.testing import FaultWire, Peer
 from tests.helpers import open_house, reason, settle, sleeper, slow_to_leave
+from tests.serving import connect, open_server
 
 REJECT = Policies(overflow_user=Overflow.REJECT)
 WAIT = Policies(overflow_user=Overflow.WAIT)
@@ -466,3 +468,62 @@ def test_partial_is_not_a_policy() -> None:
         Policies(overflow_user=Overflow.EVICT_GREEDIEST)
     with pytest.raises(ValueError, match="evict-youngest"):
         partial(Policies, overflow_user="evict-youngest")()
+
+
+# -- taking over -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("R28", "R39")
+async def test_a_client_that_comes_back_takes_the_place_of_its_own_dead_socket(autojump_clock) -> None:
+    async with open_house(limits=Limits(per_user=2)) as house:
+        dead = await house.enter(session="phone", wire=FaultWire(kind=Peer.MUTE))
+        other = await house.enter(session="laptop")
+        for _ in range(100):
+            back = await house.enter(session="phone", takes_over=True)
+            assert house.ids() == [other.id, back.id]
+        assert reason(dead) is CloseReason.TAKEN_OVER
+        assert reason(other) is None
+        assert house.told(events.EmergencyCleanup) == []
+        await trio.sleep(1)
+        assert house.supervisor.statistics().closed == {"taken_over": 100}
+
+
+@pytest.mark.req("R29")
+async def test_only_ones_own_session_is_taken_over_and_only_if_it_is_asked_for(autojump_clock) -> None:
+    async with open_house() as house:
+        await house.enter("ann", session="s")
+        await house.enter("ann")
+        await house.enter("bob", session="s", takes_over=True)
+        await house.enter("ann", session="s")
+        await house.enter("ann", takes_over=True)
+        assert house.ids() == ["c1", "c2", "c3", "c4", "c5"]
+
+
+@pytest.mark.req("R39")
+async def test_who_waits_for_a_place_is_taken_over_too(autojump_clock) -> None:
+    policies = Policies(overflow_user=Overflow.WAIT)
+    async with open_house(limits=Limits(per_user=1), policies=policies) as house:
+        await house.enter()
+        refusals: list[str] = []
+
+        async def come() -> None:
+            try:
+                await house.enter(session="s", takes_over=True)
+            except Refused as refusal:
+                refusals.append(str(refusal))
+
+        for _ in range(2):
+            house.callers.start_soon(come)
+            await settle()
+        assert refusals == ["taken over by a newer connection of its session"]
+        assert house.supervisor.statistics().waiting == 1
+
+
+@pytest.mark.req("R39")
+async def test_taking_over_on_a_server() -> None:
+    async with open_server() as server, connect(server) as first, connect(server) as second:
+        await first.upgrade("/ws?user=ann&session=s&takeover=1")
+        await first.message()
+        await second.upgrade("/ws?user=ann&session=s&takeover=1")
+        assert await first.closed_with() == (4505, "taken over by a newer connection of its session")
+        assert len(server.supervisor.connections(user="ann")) == 1

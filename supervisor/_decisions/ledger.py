@@ -117,6 +117,8 @@ class Ledger:
                 raise self._refused(stay, limited)
             self._spare(stay, limited.reason, str(limited))
         user = self.users.get(name)
+        if user is not None and stay.identity.takes_over and stay.identity.session is not None:
+            self._take_over(user, stay.identity.session)
         if user is not None:
             self._emergency(f"user {name!r}", user.roster)
         self._emergency("total", self.total)
@@ -139,6 +141,12 @@ class Ledger:
                 raise self._refused(stay, verdict.refusal)
             finally:
                 del verdict  # which would hold the error that holds this frame
+
+    def _take_over(self, user: User, session: str) -> None:
+        for stage in (Stage.CLAIM, Stage.QUEUED):
+            for older in list(user.roster.files[stage]):
+                if older.identity.session == session:
+                    self._leave(older, CloseReason.TAKEN_OVER)
 
     def _spare_all(self, stay: Stay, verdict: Verdict) -> Admit:
         """Limits are only watched: say what this verdict would have done, and let `stay` in."""

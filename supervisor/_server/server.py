@@ -163,7 +163,11 @@ class Server:
             require_origin=options.require_origin,
         )
         identity = await self._authenticate(request)
-        return upgrade, identity if identity.request else attrs.evolve(identity, request=request.id)
+        return upgrade, attrs.evolve(
+            identity,
+            request=identity.request or request.id,
+            takes_over=identity.takes_over or request.query("takeover") == "1",
+        )
 
     async def _authenticate(self, request: Request) -> Identity:
         """Whose request it is, in as much time as a handshake has."""

@@ -41,6 +41,7 @@ class CloseReason(enum.Enum):
     KICKED = 4503, "kicked"
     LIMIT_REACHED = 4504, "limit reached"
     EVICTED = 4505, "evicted by a newer connection"
+    TAKEN_OVER = 4505, "taken over by a newer connection of its session"
     REVOKED = 4506, "revoked"
 
     def __init__(self, code: int, text: str) -> None:

@@ -37,6 +37,9 @@ class Guest:
     wire: FaultWire
     arrived: float
     active: float
+    #: Of a session, which a newer connection may take over.
+    session: str | None = None
+    takes_over: bool = False
     #: When whoever waits for it to end loses patience.
     patience: float = math.inf
     #: Whether its handler is known to end when it is cancelled.
@@ -85,11 +88,19 @@ class Model:
 
     # -- what the outside does ---------------------------------------------------------------------------------
 
-    def arriving(self, user: str, wire: FaultWire, patience: float = math.inf) -> Guest:
+    def arriving(
+        self,
+        user: str,
+        wire: FaultWire,
+        patience: float = math.inf,
+        session: str | None = None,
+        *,
+        takes_over: bool = False,
+    ) -> Guest:
         """Somebody arrives: to be told right before the supervisor is, with nothing between."""
         self._settle()
         now = trio.current_time()
-        guest = Guest(f"c{len(self.guests) + 1}", user, wire, now, now, patience)
+        guest = Guest(f"c{len(self.guests) + 1}", user, wire, now, now, session, takes_over, patience)
         self.guests[guest.id] = guest
         self._arriving, self._evicted = guest, False
         return guest
@@ -150,7 +161,7 @@ class Model:
                 self.problems.append(f"{connection}: its wire failed: {event.exception!r}")
 
     def _leaving(self, event: events.Leaving) -> None:
-        if event.reason not in (CloseReason.SHED, CloseReason.EVICTED):
+        if event.reason not in (CloseReason.SHED, CloseReason.EVICTED, CloseReason.TAKEN_OVER):
             self._settle()
         guest = self.guests.get(event.connection)
         if guest is None or guest.left is not None:
@@ -172,6 +183,10 @@ class Model:
         match reason:
             case CloseReason.EVICTED:
                 return self._may_be_evicted(guest)
+            case CloseReason.TAKEN_OVER:
+                newer = self._arriving
+                same = newer is not None and (newer.user, newer.session) == (guest.user, guest.session)
+                return same and newer is not None and newer.takes_over and guest.session is not None
             case CloseReason.SHED:
                 idle_after = self.policies.shed_idle_after or self.limits.idle_ttl / 2
                 return guest.idle(now) >= idle_after - HAIR or guest.unresponsive(now, self.timeouts.suspect)

@@ -167,10 +167,12 @@ class World(trio.abc.Instrument):
         handler = self.model.watch(self.handler_on(wire, name))
         user, started = self.deal(*NAMES), trio.current_time()
         with trio.move_on_after(self.deal(math.inf, math.inf, 0, 0.05, 0.1, 1)) as patience:
-            guest = self.model.arriving(user, wire, patience.deadline)
+            session, takes_over = self.deal(None, None, "s1", "s2"), self.rng.random() < 0.3
+            guest = self.model.arriving(user, wire, patience.deadline, session, takes_over=takes_over)
             guest.obedient = self.handler is None and name not in STUBBORN
             try:
-                await supervisor.supervise(wire, Identity(user=user), handler)
+                identity = Identity(user=user, session=session, takes_over=takes_over)
+                await supervisor.supervise(wire, identity, handler)
             except Refused:
                 waited = trio.current_time() - started
                 if waited > self.timeouts.evict + self.timeouts.wait + HAIR:
