@@ -97,7 +97,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "raising seats nobody": Mutant(LEDGER, "for heir in list(roster.seats.heirs):", "for heir in ():"),
     "other times are not looked at": Mutant(
-        LEDGER, "                self._act(stay, due[1])\n", "                break\n"
+        LEDGER, "                self._act(stay, due[1])\n", "                pass\n"
     ),
     "a limiter keeps the tokens it had": Mutant(
         "_decisions.seats", "        self.maximum = maximum\n        self._fit()\n", "        self.maximum = maximum\n"
@@ -164,9 +164,13 @@ MUTANTS: dict[str, Mutant] = {
         "        self._give_back(stay)\n        self._refile(stay, Stage.STUCK)",
         "        self._refile(stay, Stage.STUCK)",
     ),
-    "a handler's failure fails everything": Mutant(LIFECYCLE, "return interrupted or trio", "return True or trio"),
+    "a handler's failure fails everything": Mutant(
+        LIFECYCLE, "return interrupts(exception) or trio", "return True or trio"
+    ),
     "a stray cancellation is let out": Mutant(
-        LIFECYCLE, "return interrupted or trio", "return interrupted or 'Cancelled' in repr(exception) or trio"
+        LIFECYCLE,
+        "return interrupts(exception) or trio",
+        "return interrupts(exception) or 'Cancelled' in repr(exception) or trio",
     ),
     "the close frame is sent twice": Mutant(
         LIFECYCLE,
@@ -186,8 +190,8 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "publishing is activity": Mutant(
         "_mechanisms.connection",
-        "            if self.wire.offer(frame):\n",
-        "            if self.wire.offer(frame):\n                self._ledger.touch(self)\n",
+        "            if self._offer(frame):\n",
+        "            if self._offer(frame):\n                self._ledger.touch(self)\n",
     ),
     "activity does not count": Mutant(
         LEDGER,

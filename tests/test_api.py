@@ -8,7 +8,7 @@ import math
 import pytest
 import trio
 
-from supervisor import Identity, Limits, Options, Overflow, Policies, Request, Server, Timeouts, Unauthorized
+from supervisor import Identity, Limits, Options, Overflow, Policies, Request, Server, Timeouts, Unauthorized, events
 from tests.serving import connect, open_server, request, settled, upgrade_head
 
 
@@ -348,3 +348,32 @@ async def test_every_answer_says_what_the_log_calls_the_request() -> None:
                 status, headers, _ = await raw.response()
                 assert status == 426
                 assert headers["x-request-id"] == expected or (expected is None and len(headers["x-request-id"]) == 16)
+
+
+@pytest.mark.req("R35")
+async def test_an_order_cannot_hide_behind_what_it_does_not_need(caplog: pytest.LogCaptureFixture) -> None:
+    async with open_server() as server:
+        await request(server, "POST", "/api/revoke", {"pad": "x" * 400, "session": "y" * 400, "user": "ann"})
+    (line,) = (record.getMessage() for record in caplog.records if record.getMessage().startswith("ordered"))
+    assert "pad" not in line
+    assert '"user": "ann"' in line
+
+
+async def test_the_id_of_a_request_is_the_same_behind_a_proxy() -> None:
+    heard: list[events.Event] = []
+    async with open_server(options=Options(forwarded_allow_ips=("127.0.0.1",))) as server, connect(server) as raw:
+        server.supervisor.subscribe(heard.append)
+        await raw.send(upgrade_head("/ws", Sec_WebSocket_Version="7", X_Forwarded_For="192.0.2.1"))
+        _, headers, _ = await raw.response()
+        (turned_away,) = heard
+        assert isinstance(turned_away, events.TurnedAway)
+        assert (turned_away.request, turned_away.peer) == (headers["x-request-id"], "192.0.2.1")
+
+
+async def test_another_method_is_told_which_there_are() -> None:
+    async with open_server() as server:
+        for path, allow in (("/api/limits", "GET, POST"), ("/api/drain", "POST"), ("/healthz", "GET")):
+            async with connect(server) as raw:
+                await raw.send(f"DELETE {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+                status, headers, _ = await raw.response()
+                assert (status, headers["allow"]) == (405, allow)

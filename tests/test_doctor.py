@@ -14,7 +14,7 @@ import pytest
 from supervisor import Limits
 from supervisor.cli.config import effective
 from supervisor.cli.doctor import examine
-from supervisor.cli.log import MAX_WAITING, LogLine, Spooler
+from supervisor.cli.log import MAX_WAITING, LogLine, Spooler, TextLine
 
 
 def states(port: int = 0, limits: Limits = Limits()) -> dict[str, str]:
@@ -122,3 +122,14 @@ def test_a_waiting_line_holds_nothing_of_what_failed() -> None:
     waiting = spooler.waiting.get_nowait()
     assert waiting.exc_info is None
     assert "RuntimeError: boom" in waiting.getMessage()
+
+
+@pytest.mark.req("R35", "A53")
+def test_what_an_exception_says_cannot_look_like_a_line() -> None:
+    try:
+        raise ValueError("x\n2026-01-01 00:00:00,000 WARNING  ordered peer=127.0.0.1\x1b[2J")
+    except ValueError:
+        failed = record("failed", exc_info=sys.exc_info())
+    first, *rest = TextLine().format(failed).splitlines()
+    assert first.endswith("failed")
+    assert all(line.startswith("    ") and line.isprintable() for line in rest)

@@ -11,7 +11,7 @@ import attrs
 import pytest
 import trio
 
-from supervisor import CloseReason, Identity, Limits, Options, Overflow, Policies, Refused, Server, Supervisor
+from supervisor import CloseReason, Identity, Limits, Options, Overflow, Policies, Refused, Server, Supervisor, events
 from supervisor._server import feed as feed_module
 from supervisor._server.feed import Feed
 from supervisor.testing import FaultWire
@@ -197,3 +197,40 @@ async def test_who_looks_sees_the_end() -> None:
         await enter(server.supervisor)
         await server.supervisor.drain()
         assert (await viewer.until("closed"))["reason"] == CloseReason.RESTART.word
+
+
+@pytest.mark.req("R19")
+async def test_an_event_that_cannot_be_spelled_hurts_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    @attrs.frozen(kw_only=True)
+    class Strange(events.Event):
+        what: object
+
+    class Mute:
+        def __repr__(self) -> str:
+            raise RuntimeError("no")
+
+    async with open_server() as server, looking(server) as viewer:
+        server.supervisor.tell(Strange(at=trio.current_time(), what=Mute()))
+        assert (await viewer.until("strange"))["what"] == "(it cannot be spelled)"
+        server.feed._changes.append(None)  # type: ignore[arg-type]  # something that nobody has thought of
+        await enter(server.supervisor)
+        with trio.fail_after(5):
+            while not server.supervisor.statistics().failures.get("feed"):
+                await trio.sleep(0.01)
+        await enter(server.supervisor, "bob")
+        await viewer.until("admitted")
+
+
+async def test_late_comers_in_one_tick_are_shown_the_same_house() -> None:
+    async with open_server() as server, looking(server):
+        assert server.feed._house() is server.feed._house()
+
+
+@pytest.mark.parametrize("method", ["POST", "HEAD", "DELETE"])
+async def test_it_is_for_get(method: str) -> None:
+    async with open_server() as server, connect(server) as raw:
+        await raw.send(f"{method} /api/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        head = (await raw.read_until(b"\r\n\r\n")).decode().lower()
+        assert head.startswith("http/1.1 405")
+        assert "allow: get\r\n" in head
+        assert server.feed.viewers == 0

@@ -244,3 +244,34 @@ async def test_eight_tabs_of_one_user(limit: int) -> None:
         assert closed == [(4505, sentence)] * max(0, 8 - limit)
         assert len(server.supervisor.connections(user="ann")) == min(8, limit)
         nursery.cancel_scope.cancel()
+
+
+async def test_without_an_idle_ttl_there_is_a_welcome_too() -> None:
+    async with open_server(limits=Limits(idle_ttl=float("inf"))) as server, connect(server) as raw:
+        await raw.upgrade()
+        assert (await raw.message())["limits"]["idle_ttl"] is None
+
+
+async def test_what_is_declined_is_no_mistake() -> None:
+    async with open_server(limits=Limits(runs=0)) as server, connect(server) as raw:
+        await raw.upgrade()
+        await raw.message()
+        for _ in range(MAX_MISTAKES + 5):
+            await raw.say(op="run", agent="demo")
+            assert (await raw.message())["code"] == "limit_reached"
+        await raw.say(op="ping")
+        assert (await raw.message())["pong"] is True
+
+
+@pytest.mark.req("R39")
+async def test_what_was_missed_is_told_once_for_each_coming() -> None:
+    async with open_server() as server, connect(server) as raw:
+        await raw.upgrade()
+        epoch = (await raw.message())["epoch"]
+        await raw.say(op="join", room="r")
+        await raw.message()
+        await raw.say(op="publish", room="r", data="x" * 1000)
+        await raw.message()
+        for seq, complete in ((0, False), (1, True)):
+            await raw.say(op="join", room="r", seq=seq, epoch=epoch)
+            assert (await raw.message())["complete"] is complete

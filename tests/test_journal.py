@@ -177,3 +177,25 @@ async def test_admissions_and_ends_are_never_left_out(autojump_clock, caplog) ->
         await house.supervisor.disconnect_all(CloseReason.KICKED)
     names = [line.event["event"] for line in lines(caplog)]
     assert (names.count("admitted"), names.count("closed")) == (300, 300)
+
+
+@pytest.mark.req("R35", "R19")
+async def test_failures_that_say_something_else_each_time_are_a_flood_too(autojump_clock, caplog) -> None:
+    async with open_house() as house:
+        for number in range(300):
+            house.supervisor.report("request", ValueError(f"what a peer has sent: {number}"))
+    assert len([line for line in lines(caplog) if line.event["event"] == "failed"]) == 100
+
+
+@pytest.mark.req("R35")
+async def test_runs_are_a_flood_too(autojump_clock, caplog) -> None:
+    caplog.set_level(logging.INFO, "supervisor")
+
+    async def ends(run: object) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async with open_house() as house:
+        await house.enter()
+        for _ in range(300):
+            await house.supervisor.start_run("ann", ends).wait()
+    assert len([line for line in lines(caplog) if line.event["event"] == "run_started"]) == 100

@@ -208,6 +208,28 @@ async def test_what_protects_the_process_is_in_force(autojump_clock) -> None:
         assert reason(conn) is CloseReason.CREDENTIAL_EXPIRED
 
 
+@pytest.mark.req("R49")
+async def test_a_credential_that_is_renewed_after_the_lifetime_ends_nobody(autojump_clock) -> None:
+    async with open_house(limits=Limits(lifetime=60, enforce=False)) as house:
+        conn = await house.enter()
+        await trio.sleep(200)
+        house.supervisor._ledger.renew(conn, time.time() + 100)
+        await trio.sleep(50)
+        assert conn.serving
+        await trio.sleep(60)
+        assert reason(conn) is CloseReason.CREDENTIAL_EXPIRED
+
+
+@pytest.mark.req("R49")
+@pytest.mark.parametrize(
+    ("name", "value"), [("total", 10**400), ("idle_ttl", 1e-12), ("idle_ttl", 10**400), ("lifetime", 1e300)]
+)
+async def test_what_is_too_small_or_too_large_is_no_limit(autojump_clock, name: str, value: float) -> None:
+    async with open_house() as house:
+        with pytest.raises(ValueError, match=name):
+            await house.supervisor.set_limits(**{name: value})
+
+
 # -- on a server -----------------------------------------------------------------------------------------------
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import time
+import weakref
 from typing import Any
 
 import pytest
@@ -32,7 +34,7 @@ from supervisor._decisions.backlog import Backlog
 from supervisor._decisions.runs import KEPT, Outcome
 from supervisor._server.demo import demo
 from supervisor._server.tokens import issue
-from supervisor.testing import FaultWire, Peer
+from supervisor.testing import Fault, FaultWire, Peer
 from supervisor.testing.client import WebSocketClient
 from supervisor.testing.client import connect as connect_client
 from tests.helpers import open_house, settle, sleeper
@@ -236,6 +238,153 @@ async def test_what_is_not_for_json_is_refused_before_it_counts(autojump_clock) 
         await run.wait()
         await settle()
         assert heard(wire)[-1]["data"] == {"outcome": "completed", "error": None, "result": None}
+
+
+@pytest.mark.req("R19", "R32")
+@pytest.mark.parametrize("group", [False, True])
+async def test_what_its_cleanup_raises_when_its_user_is_gone_hurts_nobody(autojump_clock, *, group: bool) -> None:
+    async def fails_to_clean_up(run: Run) -> None:
+        try:
+            if group:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(trio.sleep_forever)
+                    try:
+                        await trio.sleep_forever()
+                    finally:
+                        raise OSError("rollback failed")
+            await trio.sleep_forever()
+        finally:
+            raise OSError("rollback failed")
+
+    async with open_house() as house:
+        other = await house.enter("bob")
+        conn = await house.enter("ann")
+        run = house.supervisor.start_run("ann", fails_to_clean_up)
+        await trio.sleep(1)
+        conn.close()
+        await trio.sleep(1)
+        assert run.outcome is Outcome.FAILED
+        assert other.serving
+        (failed,) = house.told(events.Failed)
+        assert (failed.what, failed.run, failed.user) == ("run", run.id, "ann")
+
+
+@pytest.mark.req("R19", "R32")
+async def test_an_exception_that_cannot_say_what_it_is_hurts_nobody(autojump_clock) -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no")
+
+    async def fails(run: Run) -> None:
+        raise Mute
+
+    async with open_house() as house:
+        wire = FaultWire()
+        conn = await house.enter(wire=wire)
+        run = house.supervisor.start_run("ann", fails)
+        run.follow(conn)
+        await trio.sleep(1)
+        assert run.error == "Mute: (it cannot be spelled)"
+        assert heard(wire)[-1]["data"]["error"] == "Mute"
+        assert conn.serving
+
+
+@pytest.mark.req("R19", "R32")
+async def test_a_followers_wire_that_raises_ends_that_follower_and_not_the_run(autojump_clock) -> None:
+    async with open_house() as house:
+        bad = await house.enter(wire=FaultWire(faults=(Fault("offer", "raise", every=True),)))
+        wire = FaultWire()
+        good = await house.enter(wire=wire)
+        run = house.supervisor.start_run("ann", counts)
+        for conn in (bad, good):
+            run.follow(conn)
+        assert await run.wait() == "done"
+        assert bad.end is not None
+        assert bad.end.reason is CloseReason.FAILED
+        await settle()
+        assert [it["event"] for it in heard(wire)] == ["step"] * 3 + ["run_ended"]
+
+
+@pytest.mark.req("R10")
+async def test_nothing_is_followed_that_is_over_and_nothing_of_it_is_cyclic(autojump_clock) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        async with open_house() as house:
+            house.heard = []
+            conn = await house.enter(wire=FaultWire())
+            for _ in range(20):
+                run = house.supervisor.start_run("ann", counts, 1)
+                run.follow(conn, 0)
+                await run.wait()
+            assert conn.groups == {}
+            kept = [weakref.ref(run) for run in house.supervisor.runs("ann")]
+            assert len(kept) == KEPT
+            del run
+            conn.close()
+            await trio.sleep(1)
+            del conn
+            house.heard.clear()
+            assert [ref() for ref in kept] == [None] * KEPT
+    finally:
+        gc.enable()
+
+
+async def test_the_run_that_has_ended_last_is_kept_however_old_it_is(autojump_clock) -> None:
+    async with open_house(limits=Limits(runs=100)) as house:
+        await house.enter()
+        long = house.supervisor.start_run("ann", counts, 50)
+        for _ in range(20):
+            await house.supervisor.start_run("ann", counts, 1).wait()
+        await long.wait()
+        assert house.supervisor.runs("ann")[-1] is long
+
+
+@pytest.mark.req("R29")
+async def test_another_users_run_cannot_be_followed_under_any_name(autojump_clock) -> None:
+    async with open_house() as house:
+        await house.enter("ann")
+        wire = FaultWire()
+        bob = await house.enter("bob", wire=wire)
+        bob.follow("r1")
+        run = house.supervisor.start_run("ann", counts)
+        with pytest.raises(ValueError, match="run 'r1' is not of user 'bob'"):
+            run.follow(bob)
+        await run.wait()
+        await settle()
+        assert wire.sent == []
+
+
+async def test_after_its_end_it_says_nothing_and_nobody_is_told_twice(autojump_clock) -> None:
+    async with open_house() as house:
+        wire = FaultWire()
+        conn = await house.enter(wire=wire)
+        run = house.supervisor.start_run("ann", counts)
+        assert run.follow(conn, 0)
+        await trio.sleep(0.5)
+        assert run.follow(conn, 1)
+        assert not run.follow(conn, 0)  # it has been told that
+        await run.wait()
+        with pytest.raises(RuntimeError, match="run 'r1' is over"):
+            run.emit("step")
+        await settle()
+        assert [it["seq"] for it in heard(wire)] == [1, 2, 3, 4]
+
+
+async def test_when_the_house_closes_runs_do_not_wait_for_the_goodbyes(autojump_clock) -> None:
+    async def cleans_up(run: Run) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(0.4)
+
+    async with open_house() as house:
+        await house.enter(wire=FaultWire(kind=Peer.MUTE))
+        house.supervisor.start_run("ann", cleans_up)
+        await settle()
+        closing_at = trio.current_time()
+    assert trio.current_time() - closing_at <= Timeouts().close
 
 
 # -- backlog ---------------------------------------------------------------------------------------------------

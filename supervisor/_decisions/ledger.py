@@ -325,6 +325,8 @@ class Ledger:
         )
         self.memberships.leave_all(stay)
         self._refile(stay, Stage.LEAVING)
+        if not self.open and not stay.host.roster.claims:
+            self.runs.cancel(stay.host)
         if stay.scope is not None and grace:
             stay.scope.deadline = min(stay.scope.deadline, now + grace)
         elif stay.scope is not None:
@@ -433,7 +435,7 @@ class Ledger:
             user.roster.seats.resize(limits.per_user)
         self.total.seats.resize(limits.total)
         overdue = self._retime_all()
-        beyond = (*overdue, *self._lower()) if limits.enforce else ()
+        beyond = (*overdue, *(self._lower() if limits.enforce else ()))
         ended = tuple(stay.id for stay in beyond)
         self.bulletin.post(events.LimitsChanged(at=trio.current_time(), before=before, after=limits, ended=ended))
         for roster in (*(user.roster for user in self.users.values()), self.total):
@@ -455,12 +457,10 @@ class Ledger:
 
     def _retime_all(self) -> tuple[Stay, ...]:
         """Whose time is over by the new limits ends now, not when the keeper has been told."""
-        now, everybody = trio.current_time(), [*self.total.claims, *self.total.files[Stage.QUEUED]]
+        everybody = [*self.total.claims, *self.total.files[Stage.QUEUED]]
         for stay in everybody:
             stay.spared_at = -math.inf
             self._retime(stay)
-            while stay.stage is Stage.CLAIM and (due := expiry(stay, self.limits))[0] <= now:
-                self._act(stay, due[1])
         return tuple(stay for stay in everybody if stay.end is not None)
 
     def _retime(self, stay: Stay) -> None:
@@ -468,6 +468,10 @@ class Ledger:
         age = trio.current_time() - stay.opened_at
         stay.ends_at, stay.ends_for = lifetime(stay.identity, self.limits, stay.opened_at, time.time() - age)
         self._rearm(stay)
+        for _ in (CloseReason.IDLE, CloseReason.LIFETIME):  # over already: now, and not when the keeper looks
+            due = expiry(stay, self.limits)
+            if stay.stage is Stage.CLAIM and due[0] <= trio.current_time():
+                self._act(stay, due[1])
         stay.host.ring_by(max(self._due(stay), trio.current_time()))  # an alarm for the past would seem to ring late
 
     # -- keeping time ------------------------------------------------------------------------------------------

@@ -13,13 +13,14 @@ import trio
 from .._words.errors import RunLimitReached
 from .._words.events import RunEnded, RunStarted, RunStuck
 from .._words.limits import Limits
+from .._words.record import cut
 from .backlog import Backlog
 from .blockage import blocked_at
 from .bulletin import Bulletin, step
 from .stay import User
 
 #: Of each user so many that have ended are kept, so that whoever comes back can see how.
-KEPT = 16
+KEPT = 4
 
 
 class Outcome(enum.Enum):
@@ -36,7 +37,9 @@ class Errand:
 
     id: str
     name: str
-    host: User = attrs.field(repr=False)
+    user: str
+    #: Who has it; nobody, once it is over: what is kept of it must not keep them.
+    host: User | None = attrs.field(repr=False)
     started_at: float
     backlog: Backlog = attrs.field(repr=False)
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, repr=False)
@@ -45,11 +48,6 @@ class Errand:
     over: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     #: ``file:line`` if it has ignored its cancellation.
     stuck_at: str | None = attrs.field(default=None, init=False)
-
-    @property
-    def user(self) -> str:
-        """Whose it is."""
-        return self.host.name
 
 
 @attrs.define(eq=False)
@@ -73,6 +71,7 @@ class Runs:
         if here >= limits.runs:
             raise RunLimitReached(errand.user, here, limits.runs)
         self._share[errand.user] += 1
+        assert errand.host is not None
         self.active[errand.id] = errand
         errand.host.runs[errand.id] = errand
         self.bulletin.post(RunStarted(at=trio.current_time(), run=errand.id, user=errand.user, name=errand.name))
@@ -87,7 +86,7 @@ class Runs:
         self._share[errand.user] -= 1
         if not self._share[errand.user]:
             del self._share[errand.user]
-        self._forget_oldest(errand.host)
+        self._file(errand)
         errand.over.set()
         now = trio.current_time()
         self.bulletin.post(
@@ -97,10 +96,16 @@ class Runs:
                 user=errand.user,
                 name=errand.name,
                 outcome=outcome.value,
-                text=text,
+                text=cut(text),
                 duration=now - errand.started_at,
             )
         )
+
+    @staticmethod
+    def cancel(user: User) -> None:
+        """All that `user` has: nobody lingers any more."""
+        for errand in user.runs.values():
+            errand.scope.cancel()
 
     @step
     def set_aside(self, user: User) -> None:
@@ -118,8 +123,22 @@ class Runs:
                     )
                 )
 
+    def share(self) -> Counter[str]:
+        """How many each user has, counted anew."""
+        return Counter(errand.user for errand in self.active.values())
+
+    @property
+    def shares(self) -> Counter[str]:
+        """How many each user is said to have."""
+        return self._share
+
     @staticmethod
-    def _forget_oldest(user: User) -> None:
-        ended = [errand.id for errand in user.runs.values() if errand.outcome is not None]
+    def _file(errand: Errand) -> None:
+        """Behind those that have ended before; and forget the one that has ended first, if they are too many."""
+        user, errand.host = errand.host, None
+        if user is None or user.runs.pop(errand.id, None) is None:
+            return
+        user.runs[errand.id] = errand
+        ended = [other.id for other in user.runs.values() if other.outcome is not None]
         for old in ended[:-KEPT]:
             del user.runs[old]

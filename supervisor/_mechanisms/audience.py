@@ -54,12 +54,11 @@ class Audience:
     def recover(self, conn: Connection, number: int) -> bool:
         """Send `conn` everything that was told after `number`.
 
-        False if some of it is not known any more; then nothing of it is sent, and the client must be told so.
+        False if some of it is not known any more, or could not be queued: then the client must be told so.
         """
         missed = self._ledger.histories.after(self.group, number, self._ledger.limits, trio.current_time())
-        for frame in missed or ():
-            conn.send_nowait(frame)
-        return missed is not None
+        taken = [conn.send_nowait(frame) for frame in missed or ()]
+        return missed is not None and all(taken)
 
     def publish(self, message: Message | Frame, *, exclude: Connection | None = None) -> int:
         """Send `message` to every member but `exclude`, never waiting; returns how many took it.

@@ -154,7 +154,7 @@ class Connection(Stay):
         if self.end is not None or not self.begun:
             return False
         if self.outbox is None:
-            if self.wire.offer(frame):
+            if self._offer(frame):
                 return True
             if not self.serving or self.nursery is None:  # the attempt has found the peer gone
                 return False
@@ -165,6 +165,14 @@ class Connection(Stay):
         if put is Put.OVERFLOW:
             ledger.leave(self, CloseReason.TOO_SLOW, "too slow: the outbox is full")
         return put is Put.QUEUED
+
+    def _offer(self, frame: Frame) -> bool:
+        try:
+            return self.wire.offer(frame)
+        except Exception as exception:  # noqa: BLE001 - reported as a Failed event, and it ends this connection
+            self.report("wire", exception)
+            self._ledger.leave(self, CloseReason.FAILED)
+            return False
 
     async def _write_out(self, outbox: Outbox, drained: trio.Event) -> None:
         """The writer: there only while something is queued."""

@@ -11,12 +11,12 @@ import attrs
 from .._decisions.floods import Floods
 from .._words import events
 from .._words.events import Event
-from .._words.record import Record, record
+from .._words.record import Record, name_of, record
 
 logger = logging.getLogger("supervisor")
 
 #: What anybody may cause as often as they like, without holding anything.
-_CHEAP = (events.Refused, events.TurnedAway, events.Spared, events.Failed)
+_CHEAP = (events.Refused, events.TurnedAway, events.Spared, events.Failed, events.RunStarted, events.RunEnded)
 _LEVELS: dict[type[Event], int] = {
     events.Refused: logging.WARNING,
     events.Leaving: logging.DEBUG,
@@ -66,8 +66,15 @@ def _level(event: Event) -> int:
 
 
 def _kind(event: Event) -> str:
-    fields = record(event)
-    return " ".join(str(fields[name]) for name in ("event", "reason", "error", "what") if name in fields)
+    """In words of ours only, so that there are few kinds."""
+    match event:
+        case events.Refused() | events.Spared():
+            return f"{name_of(event)} {event.reason.word}"
+        case events.TurnedAway():
+            return f"{name_of(event)} {event.error}"
+        case events.Failed():
+            return f"{name_of(event)} {event.what} {type(event.exception).__name__}"
+    return name_of(event)
 
 
 def spell(fields: Record) -> str:

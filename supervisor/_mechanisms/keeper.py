@@ -51,3 +51,4 @@ async def keep(ledger: Ledger, user: User) -> None:
                 await _see_runs_end(ledger, user)
     finally:
         user.nursery = user.alarm = None
+        user.runs.clear()  # which know their user, as long as they are not over

@@ -188,12 +188,15 @@ def _end_tasks(nursery: trio.Nursery, wire: Wire, deadline: float) -> None:
 
 
 def ends_everything(exception: BaseException) -> bool:
-    """Ctrl-C and SystemExit, also inside a group; and a cancellation that comes from outside this connection."""
+    """What interrupts; and a cancellation that comes from outside this connection."""
+    return interrupts(exception) or trio.current_effective_deadline() == -math.inf
+
+
+def interrupts(exception: BaseException) -> bool:
+    """Ctrl-C and SystemExit, also inside a group."""
     if isinstance(exception, BaseExceptionGroup):
-        interrupted = exception.subgroup((KeyboardInterrupt, SystemExit)) is not None
-    else:
-        interrupted = isinstance(exception, KeyboardInterrupt | SystemExit)
-    return interrupted or trio.current_effective_deadline() == -math.inf
+        return exception.subgroup((KeyboardInterrupt, SystemExit)) is not None
+    return isinstance(exception, KeyboardInterrupt | SystemExit)
 
 
 def _only_closed(exception: BaseException) -> bool:

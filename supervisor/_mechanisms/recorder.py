@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import attrs
 
 from .._words.events import Event, Failed
-from .._words.record import cut
+from .._words.record import describe
 
 #: Users of whom something is kept, the last ones, and events of each.
 USERS = 1000
@@ -21,9 +21,10 @@ class Retold(Exception):
 
 @attrs.define(eq=False)
 class Recorder:
-    """A subscriber that keeps the last events of each connection, here or gone: at most 32 of a user, of 1,000 users.
+    """A subscriber that keeps the last 32 events of each user's connections and runs, of the 1,000 users heard of last.
 
-    Who is noisy pushes out what is known of themselves, and of nobody else. It takes at most some 10 MB.
+    Who is noisy pushes out what is known of themselves, and of nobody else; but whoever may come under any number of
+    names can push out everybody. It takes at most some 10 MB.
     """
 
     _users: OrderedDict[str, deque[Event]] = attrs.field(factory=OrderedDict)
@@ -34,7 +35,7 @@ class Recorder:
         if user is None:
             return
         if isinstance(event, Failed):
-            event = attrs.evolve(event, exception=Retold(cut(f"{type(event.exception).__name__}: {event.exception}")))
+            event = attrs.evolve(event, exception=Retold(describe(event.exception)))
         kept = self._users.get(user)
         if kept is None:
             kept = self._users[user] = deque(maxlen=EACH)

@@ -10,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec, cast
 
 import attrs
 import trio
+from trio.lowlevel import enable_ki_protection
 from trio_websocket import WebSocketRequest
 
 from .._decisions.backlog import Backlog
@@ -139,6 +140,7 @@ class Supervisor:
         """Those who follow one run."""
         return Audience(self._ledger, Group("run", run))
 
+    @enable_ki_protection
     def start_run(
         self,
         user: str,
@@ -159,7 +161,7 @@ class Supervisor:
             raise NotFound(f"user {user!r} is not here")
         backlog = Backlog(ledger.limits.run_messages, ledger.limits.run_bytes)
         name = getattr(async_fn, "__name__", type(async_fn).__name__)
-        run = Run(ledger.runs.number(), name, host, trio.current_time(), backlog, ledger=ledger)
+        run = Run(ledger.runs.number(), name, user, host, trio.current_time(), backlog, ledger=ledger)
         ledger.runs.begin(run, ledger.limits)
         start: Callable[[], Awaitable[None]] = partial(live, ledger, run, async_fn, *args, **kwargs)
         host.nursery.start_soon(start, name=f"run {run.id}")

@@ -18,7 +18,7 @@ from .._words.errors import BadRequest, Forbidden, NotFound, Refused, Unauthoriz
 from .._words.events import Closed, Ordered
 from .._words.identity import MAX_NAME
 from .._words.limits import Limits
-from .cards import card, ended, spelled, story
+from .cards import card, ended, figures, spelled, story
 from .exchange import Exchange
 from .head import Request, origin_allowed
 from .hub import Mistake, encode
@@ -28,21 +28,29 @@ Body = dict[str, Any]
 Answer = tuple[int, dict[str, Any]]
 MAX_LISTED = 1000
 MAX_NUMBER = 1e9
+#: What of an order is written down; not what is published.
+_KNOWN = frozenset(
+    {"connection", "user", "session", "all", "older_than", "rate", "deadline", "room", *attrs.fields_dict(Limits)}
+)
 #: Limits whose absence, in JSON, means that there is none.
 _ENDLESS = ("idle_ttl", "lifetime")
 
 
 class MethodNotAllowed(BadRequest):
-    """The other of GET and POST."""
+    """Another method than those that there are."""
 
     status = 405
+
+    def __init__(self, path: str, *allowed: str) -> None:
+        super().__init__(f"{path} is for {' and '.join(allowed)}")
+        self.allowed = ", ".join(allowed)
 
 
 def authorize(request: Request, options: Options) -> None:
     """The admin token; without one configured, this machine only, and not a page of another origin."""
     if options.admin_token is not None:
-        given = (request.header("authorization") or "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), options.admin_token.encode()):
+        scheme, _, given = (request.header("authorization") or "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), options.admin_token.encode()):
             raise Unauthorized("the admin token is missing or wrong")
     elif not request.is_local:
         raise Forbidden("without an admin token, only this machine may ask")
@@ -67,7 +75,7 @@ class Api:
         if order is not None and request.method == "POST":
             body = _object(await exchange.read_body())
             return await self._obey(request, order, body)
-        raise MethodNotAllowed(f"{request.path} is for {'GET' if order is None else 'POST'}")
+        raise MethodNotAllowed(request.path, *(["GET"] if question else []), *(["POST"] if order else []))
 
     async def _obey(self, request: Request, order: Order, body: Body) -> Answer:
         status, outcome = 500, "failed"
@@ -83,7 +91,7 @@ class Api:
                     at=trio.current_time(),
                     peer=request.peer,
                     order=request.path.removeprefix("/api/"),
-                    body=json.dumps({name: value for name, value in body.items() if name != "data"}),
+                    body=json.dumps({name: _short(value) for name, value in body.items() if name in _KNOWN}),
                     status=status,
                     outcome=outcome,
                     request=request.id,
@@ -95,8 +103,7 @@ class Api:
 
     def statistics(self, request: Request) -> Answer:
         """How things stand."""
-        statistics = self.supervisor.statistics()
-        return 200, attrs.asdict(statistics, value_serializer=lambda _, __, value: _plain(value))
+        return 200, figures(self.supervisor.statistics())
 
     def audit(self, request: Request) -> Answer:
         """Every inconsistency there is, recomputed now; and how the periodic audit does."""
@@ -223,6 +230,10 @@ POST: dict[str, Order] = {
 }
 
 
+def _short(value: Any) -> Any:
+    return value if isinstance(value, bool | int | float | None) else str(value)[:MAX_NAME]
+
+
 def _object(body: bytes) -> Body:
     try:
         parsed = json.loads(body) if body.strip() else {}
@@ -231,10 +242,6 @@ def _object(body: bytes) -> Body:
     if not isinstance(parsed, dict):
         raise BadRequest("the body is not a JSON object")
     return parsed
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, int | float | str | bool) else dict(value)
 
 
 def _closed(records: tuple[Closed, ...]) -> Answer:

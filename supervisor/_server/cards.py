@@ -12,6 +12,7 @@ import attrs
 import trio
 
 from .._mechanisms.connection import Connection
+from .._mechanisms.tally import Statistics
 from .._words.events import Closed, Event
 from .._words.limits import Limits
 from .._words.record import Record, record
@@ -72,6 +73,12 @@ def calendar(at: float) -> str:
     """A moment of Trio's clock, as ISO 8601 in UTC has it."""
     moment = time.time() - (trio.current_time() - at)
     return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
+
+
+def figures(statistics: Statistics) -> Record:
+    """The statistics, with their counts as plain dictionaries."""
+    plain = attrs.asdict(statistics, recurse=False)
+    return {name: value if isinstance(value, int | float) else dict(value) for name, value in plain.items()}
 
 
 def spelled(limits: Limits) -> dict[str, Any]:

@@ -128,6 +128,8 @@ class Exchange:
             headers["Retry-After"] = str(max(1, math.ceil(refusal.retry_after)))
         if refusal.status == http.HTTPStatus.UPGRADE_REQUIRED:
             headers |= {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+        if allowed := getattr(refusal, "allowed", ""):
+            headers |= {"Allow": allowed}
         if refusal.status == http.HTTPStatus.UNAUTHORIZED:
             headers |= {"WWW-Authenticate": "Bearer"}
         body = {

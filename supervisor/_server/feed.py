@@ -14,7 +14,7 @@ from .._words import events
 from .._words.errors import Unavailable
 from .._words.events import Event
 from .._words.record import Record, record
-from .cards import line, spelled, story
+from .cards import figures, line, spelled, story
 from .exchange import Exchange, Hangup
 
 #: Seconds between two tellings.
@@ -48,6 +48,8 @@ class Feed:
     _said: bytes = b""
     _number: int = 0
     _statistics: Record = attrs.field(factory=dict)
+    #: The house as it was last shown, and after which tick.
+    _shown: tuple[int, bytes] | None = None
     _spoke: trio.Event = attrs.field(factory=trio.Event)
     _watched: trio.Event = attrs.field(factory=trio.Event)
 
@@ -64,14 +66,17 @@ class Feed:
         while True:
             await self._watched.wait()
             await trio.sleep(TICK)
-            self._tick()
+            try:
+                self._tick()
+            except Exception as exception:  # noqa: BLE001 - reported as a Failed event; the next tick is another
+                self.supervisor.report("feed", exception)
 
     def _tick(self) -> None:
-        before, self._statistics = self._statistics, self._figures()
+        before, self._statistics = self._statistics, figures(self.supervisor.statistics())
         changes, remarks = self._changes, self._remarks[:_MOST_REMARKS]
         self._changes, self._remarks = [], []
         if len(changes) > _MOST_CHANGES:
-            self._say(self._house())
+            self._say(self._show_house())
         elif changes or remarks or before != self._statistics:
             told = story(sorted([*changes, *remarks], key=lambda event: event.at))
             self._say(_spell("changes", {"statistics": self._statistics, "events": told}))
@@ -83,10 +88,16 @@ class Feed:
         self._spoke = trio.Event()
 
     def _house(self) -> bytes:
+        """Made once for all who come, or are late, in one tick: what happens meanwhile is told in the next."""
+        if self._shown is None or self._shown[0] != self._number:
+            self._shown = self._number, self._show_house()
+        return self._shown[1]
+
+    def _show_house(self) -> bytes:
         supervisor = self.supervisor
         conns = supervisor.connections()
         house = {
-            "statistics": self._figures(),
+            "statistics": figures(supervisor.statistics()),
             "limits": spelled(supervisor.limits),
             "shed_at": supervisor.policies.shed_at,
             "connections": [line(conn) for conn in conns[:MAX_SHOWN]],
@@ -94,10 +105,6 @@ class Feed:
             "stuck": [record(conn.closed) for conn in supervisor.stuck()[:MAX_SHOWN] if conn.closed is not None],
         }
         return _spell("house", house)
-
-    def _figures(self) -> Record:
-        plain = attrs.asdict(self.supervisor.statistics(), recurse=False)
-        return {name: value if isinstance(value, int | float) else dict(value) for name, value in plain.items()}
 
     async def show(self, exchange: Exchange) -> None:
         """Tell one viewer, until they have gone. `Unavailable` if too many are looking."""
@@ -118,6 +125,7 @@ class Feed:
                 self._watched = trio.Event()
                 self._changes.clear()
                 self._remarks.clear()
+                self._shown = None
 
     async def _tell(self, exchange: Exchange) -> None:
         seen, said = self._number, self._house()

@@ -52,6 +52,8 @@ class Request:
     #: The peer's address, taken when the socket was accepted.
     peer: str
     secure: bool
+    #: What logs call it: its ``X-Request-ID``, if that is a plain word of 1 to 128 characters, or one of ours.
+    id: str = attrs.Factory(lambda self: _id_of(self.headers), takes_self=True)
 
     @cached_property
     def _values(self) -> dict[str, list[str]]:
@@ -90,12 +92,6 @@ class Request:
             raise BadRequest(f"repeated query parameter: {name}")
         return found[0] if found else None
 
-    @cached_property
-    def id(self) -> str:
-        """What logs call it: its ``X-Request-ID``, if that is a plain word of 1 to 128 characters, or one of ours."""
-        given = self.all("x-request-id")
-        return given[0] if len(given) == 1 and _ID.fullmatch(given[0]) else secrets.token_hex(8)
-
     @property
     def upgrades(self) -> bool:
         """Whether the peer says that this is to become a WebSocket."""
@@ -114,6 +110,11 @@ class Request:
         except ValueError:
             return False
         return host == "localhost" or _is_loopback(host)
+
+
+def _id_of(headers: tuple[tuple[str, str], ...]) -> str:
+    given = [value for name, value in headers if name == "x-request-id"]
+    return given[0] if len(given) == 1 and _ID.fullmatch(given[0]) else secrets.token_hex(8)
 
 
 def _is_loopback(address: str) -> bool:

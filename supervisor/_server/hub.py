@@ -15,6 +15,7 @@ from .._mechanisms.connection import Connection, Message
 from .._mechanisms.run import Run
 from .._words.errors import NotFound, Refused, RoomLimitReached, RunLimitReached
 from .._words.identity import MAX_NAME
+from .cards import spelled
 from .demo import demo
 
 #: Bytes of the metadata that a member of a room may have, as JSON.
@@ -95,12 +96,14 @@ class Guest:
     conn: Connection
     hub: Hub
     mistakes: int = 0
+    #: It has been told what was said to its user while it was away.
+    recovered: bool = False
     #: Those it has joined, with its metadata there; who stays must be told when it has left them already.
     rooms: dict[str, Any] = attrs.field(factory=dict)
 
     def welcome(self) -> Frame:
         """The first frame that a client gets."""
-        limits = self.conn.supervisor.limits
+        limits = spelled(self.conn.supervisor.limits)
         return {
             "type": "welcome",
             "connection": self.conn.id,
@@ -108,13 +111,7 @@ class Guest:
             "session": self.conn.identity.session,
             "epoch": EPOCH,
             "seq": self.conn.supervisor.user(self.conn.user).last,
-            "limits": {
-                "per_user": limits.per_user,
-                "idle_ttl": limits.idle_ttl,
-                "max_message_size": limits.max_message_size,
-                "rooms": limits.rooms,
-                "runs": limits.runs,
-            },
+            "limits": {name: limits[name] for name in ("per_user", "idle_ttl", "max_message_size", "rooms", "runs")},
         }
 
     async def answer(self, message: Message) -> Frame:
@@ -129,7 +126,7 @@ class Guest:
             reply = OPERATIONS[operation](self, frame)
             return {"type": "reply", "ref": ref, **(await reply if inspect.isawaitable(reply) else reply)}
         except Mistake as mistake:
-            self.mistakes += 1
+            self.mistakes += mistake.error == Mistake.error
             return {"type": "error", "ref": ref, "code": mistake.error, "detail": str(mistake)}
 
     def join(self, frame: Frame) -> Frame:
@@ -138,14 +135,15 @@ class Guest:
         self._ask("join", room)
         if len(encode({"": metadata})) > MAX_METADATA:
             raise Mistake(f"metadata has at most {MAX_METADATA} bytes")
-        if room not in self.rooms or self.rooms[room] != metadata:
+        comes = room not in self.rooms
+        if comes or self.rooms[room] != metadata:
             try:
                 self.conn.join(room, metadata)
             except RoomLimitReached as limit:
                 raise _mistake("limit_reached", str(limit)) from None
             self.rooms[room] = metadata
             self._tell(room, joined=[_card(self.conn, metadata)], left=[])
-        told = self._recover(self.conn.supervisor.room(room), frame)
+        told = self._recover(self.conn.supervisor.room(room), frame, again=not comes)
         return {"room": room, "members": len(self.conn.supervisor.room(room).members), **told}
 
     def leave(self, frame: Frame) -> Frame:
@@ -178,17 +176,20 @@ class Guest:
 
     def recover(self, frame: Frame) -> Frame:
         """What was told to one's user after ``seq``."""
-        return self._recover(self.conn.supervisor.user(self.conn.user), {"seq": 0, **frame})
+        again, self.recovered = self.recovered, True
+        return self._recover(self.conn.supervisor.user(self.conn.user), {"seq": 0, **frame}, again=again)
 
-    def _recover(self, audience: Audience, frame: Frame) -> Frame:
-        """Send what was missed, if that is asked for; the number and the epoch to come back with."""
+    def _recover(self, audience: Audience, frame: Frame, *, again: bool) -> Frame:
+        """Send what was missed, if that is asked for, but once; the number and the epoch to come back with."""
         told = {"seq": audience.last, "epoch": EPOCH}
         if "seq" not in frame:
             return told
         number = frame["seq"]
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
             raise Mistake("seq must be a whole number, the last that is known")
-        return {**told, "complete": frame.get("epoch") == EPOCH and audience.recover(self.conn, number)}
+        if again or frame.get("epoch") != EPOCH:
+            return {**told, "complete": again and number == audience.last}
+        return {**told, "complete": audience.recover(self.conn, number)}
 
     def presence(self, frame: Frame) -> Frame:
         """Who is in a room now."""
@@ -203,8 +204,10 @@ class Guest:
         if name not in self.hub.agents:
             raise Mistake(f"agent must be one of {', '.join(self.hub.agents)}")
         self._ask("run", name)
+        data = frame.get("data")
+        encode({"": data})  # which it may not be
         try:
-            run = self.conn.supervisor.start_run(self.conn.user, self.hub.agents[name], frame.get("data"))
+            run = self.conn.supervisor.start_run(self.conn.user, self.hub.agents[name], data)
         except RunLimitReached as limit:
             raise _mistake("limit_reached", str(limit)) from None
         run.follow(self.conn, 0)

@@ -221,12 +221,14 @@ class Server:
         if request.path == "/metrics":
             await self._expose(exchange, request)
         elif request.path == "/api/events":
+            if request.method != "GET":
+                raise MethodNotAllowed(request.path, "GET")
             await self.feed.show(exchange)
         elif request.path.startswith("/api/"):
             status, body = await self.api.answer(exchange, request)
             await exchange.answer_json(status, body)
         elif request.method not in ("GET", "HEAD"):
-            raise MethodNotAllowed(f"{request.path} is for GET")
+            raise MethodNotAllowed(request.path, "GET")
         elif request.path == "/healthz":
             await exchange.answer_json(200, {"status": "ok"})
         elif request.path == "/readyz":

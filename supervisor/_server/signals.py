@@ -106,6 +106,8 @@ def _report_stuck(supervisor: Supervisor | None) -> None:
     for conn in () if supervisor is None else supervisor.stuck():
         place = conn.closed.stuck_at if conn.closed is not None else "?"
         _logger.critical("exiting although a handler is stuck connection=%s user=%r at %s", conn.id, conn.user, place)
+    for run in () if supervisor is None else supervisor.runs():
+        _logger.critical("exiting although a run is not over run=%s user=%r at %s", run.id, run.user, run.stuck_at)
     _logger.critical("exiting with status %d: the last moment is over", EXIT_STUCK)
     for handler in _logger.handlers + logging.getLogger().handlers:
         handler.flush()

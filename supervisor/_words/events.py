@@ -175,11 +175,14 @@ class Failed(Event):
     """A handler, hook, subscriber or background task raised. It ended what it belonged to, and nothing else."""
 
     #: ``handler``, ``hook``, ``close``, ``wire``, ``reader``, ``run``, ``subscriber``, ``audit``,
-    #: ``request`` or ``accept``.
+    #: ``feed``, ``request`` or ``accept``.
     what: str
     exception: BaseException
     connection: str | None = None
     identity: Identity | None = None
+    #: Of a run: which, and whose.
+    run: str | None = None
+    user: str | None = None
 
 
 @attrs.frozen(kw_only=True)

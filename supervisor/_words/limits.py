@@ -40,22 +40,31 @@ class SlowConsumer(enum.Enum):
     """The new message is dropped."""
 
 
+#: More than anybody has; and the shortest time that is worth a clock.
+_MOST = 1_000_000_000
+_SHORTEST = 0.001
+
+
 def _at_least(bound: int) -> Any:
     def check(_: object, attribute: attrs.Attribute[int | None], value: object) -> None:
         if value is None and attribute.default is None:
             return
         if isinstance(value, bool) or not isinstance(value, int) or value < bound:
             raise ValueError(f"{attribute.name} must be a whole number of at least {bound}, is {value!r}")
+        if value > _MOST:
+            raise ValueError(f"{attribute.name} must be at most {_MOST}")
 
     return check
 
 
 def _seconds(*, zero: bool = False) -> Any:
     def check(_: object, attribute: attrs.Attribute[float], value: object) -> None:
-        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
             raise ValueError(f"{attribute.name} must be a number of seconds, is {value!r}")
         if value < 0 or (value == 0 and not zero):
             raise ValueError(f"{attribute.name} must be {'at least' if zero else 'more than'} 0 s, is {value!r}")
+        if 0 < value < _SHORTEST or _MOST < value < math.inf:
+            raise ValueError(f"{attribute.name} must be {_SHORTEST:g} to {_MOST:g} s, or endless")
 
     return check
 
@@ -113,10 +122,11 @@ class Limits:
     """And none that is older."""
     runs: int = attrs.field(default=10, validator=_at_least(0))
     """Runs of one user that have not ended; more are refused with `RunLimitReached`."""
-    run_messages: int = attrs.field(default=1000, validator=_at_least(1))
+    run_messages: int = attrs.field(default=500, validator=_at_least(1))
     """Of the events of one run, so many are kept for those who follow it later."""
-    run_bytes: int = attrs.field(default=1_048_576, validator=_at_least(1))
-    """And so many of their bytes."""
+    run_bytes: int = attrs.field(default=262_144, validator=_at_least(1))
+    """And so many of their bytes, on the wire; in memory they are twice that. Of each user, the last four runs that
+    have ended are kept, too. Both should be less than an outbox takes, for those who come back."""
     connect_rate_user: Rate | None = attrs.field(default=None, converter=_rate)
     """Connection attempts of one user, as ``20/10s``; more are refused (429). None: any number."""
     connect_rate_address: Rate | None = attrs.field(default=None, converter=_rate)
@@ -130,9 +140,10 @@ class Limits:
     control_rate: Rate | None = attrs.field(default=Rate("1000/10s"), converter=_rate)
     """Pings and pongs received by one connection; more end it (4008). None: any number."""
     enforce: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
-    """False watches only: nobody is refused, evicted, shed or expired for a number of connections or attempts, for
-    ``idle_ttl`` or ``lifetime``, and each time that would have happened is a `Spared` event. What protects the process
-    is in force as ever: sizes, rates of messages, dead and slow peers, expired credentials."""
+    """False watches only: nobody is refused, evicted, shed or expired for a number of connections, for
+    ``connect_rate_user``, ``idle_ttl`` or ``lifetime``, and each time that would have happened is a `Spared` event.
+    What protects the process is in force as ever: rates of addresses and of messages, sizes, dead and slow peers,
+    expired credentials."""
 
     @property
     def stuck_per_user(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -40,7 +41,8 @@ def record(event: Event) -> Record:
     """
     fields: Record = {"event": name_of(event)}
     for field in attrs.fields(type(event)):
-        fields |= _spell(field.name, getattr(event, field.name))
+        spelled = _spell(field.name, getattr(event, field.name))
+        fields |= {name: value for name, value in spelled.items() if value is not None or fields.get(name) is None}
     if isinstance(event, LimitsChanged):
         fields |= {"changes": _changes(event)}
     return fields
@@ -58,7 +60,7 @@ def _spell(name: str, value: Any) -> Record:
         case End():
             return {"reason": value.reason.word, "code": value.code, "text": cut(value.text)}
         case BaseException():
-            return {"error": cut(f"{type(value).__name__}: {value}")}
+            return {"error": describe(value)}
         case None if name == "identity":
             return {"user": None, "session": None, "run": None, "request": None}
         case Limits():
@@ -78,12 +80,26 @@ def _plain(value: Any) -> Any:
             return round(value, 6)
         case tuple():
             return [_plain(one) for one in value[:_MOST]]
-    return value
+        case None | int():
+            return value
+    return cut(_spoken(repr, value))
 
 
 def _changes(event: LimitsChanged) -> Record:
     before, after = (attrs.asdict(limits, recurse=False) for limits in (event.before, event.after))
     return {name: str(after[name]) for name in after if before[name] != after[name]}
+
+
+def describe(exception: BaseException) -> str:
+    """Its type, and what it says; whatever that is, this does not raise."""
+    return cut(f"{type(exception).__name__}: {_spoken(str, exception)}")
+
+
+def _spoken(spell: Callable[[Any], str], value: Any) -> str:
+    try:
+        return spell(value)
+    except Exception:  # noqa: BLE001 - somebody else's code, of which only the words were wanted
+        return "(it cannot be spelled)"
 
 
 def cut(text: str) -> str:

@@ -8,12 +8,26 @@ import logging.handlers
 import queue
 import sys
 import time
-from typing import Literal
+from typing import Any, Literal
 
 #: Lines that wait to be written; of more, only the number is told.
 MAX_WAITING = 10_000
+#: Characters of a traceback that are written.
+_LONGEST = 20_000
 #: Seconds that the last lines are given when the process ends.
 _LAST = 0.5
+
+
+class TextLine(logging.Formatter):
+    """A line of text; a traceback below it is indented, so that what somebody else has said cannot look like a line."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-8s %(message)s")
+
+    def formatException(self, exc_info: Any) -> str:  # noqa: N802 - its name in logging
+        """The traceback, without anything that a terminal would obey."""
+        lines = super().formatException(exc_info)[:_LONGEST].splitlines()
+        return "\n".join("    " + "".join(it if it.isprintable() else "·" for it in line) for line in lines)
 
 
 class LogLine(logging.Formatter):
@@ -57,8 +71,7 @@ class Spooler(logging.handlers.QueueHandler):
 def log_to_stderr(form: Literal["text", "json"], level: str) -> None:
     """Write the log of the supervisor, and what else there is to say, to standard error."""
     spooler = Spooler()
-    text = logging.Formatter("%(asctime)s %(levelname)-8s %(message)s")
-    spooler.setFormatter(LogLine() if form == "json" else text)
+    spooler.setFormatter(LogLine() if form == "json" else TextLine())
     writer = logging.StreamHandler(sys.stderr)
     writer.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[spooler], force=True)

@@ -379,6 +379,13 @@ async def _fails_to_work(run: Run, world: World) -> None:
     raise LookupError("a run that fails")
 
 
+async def _fails_to_clean_up(run: Run, world: World) -> None:
+    try:
+        await trio.sleep(world.deal(0.1, 1, 30))
+    finally:
+        raise OSError("a run whose cleanup fails")
+
+
 async def _works_for_ever(run: Run, world: World) -> None:
     await trio.sleep_forever()
 
@@ -388,7 +395,7 @@ async def _works_stubbornly(run: Run, world: World) -> None:
         await trio.sleep(world.deal(0.1, 3))
 
 
-ERRANDS = (_works, _works, _fails_to_work, _works_for_ever, _works_stubbornly)
+ERRANDS = (_works, _works, _fails_to_work, _fails_to_clean_up, _works_for_ever, _works_stubbornly)
 STUBBORN = ("takes_its_time", "shields_itself", "swallows")
 HANDLERS = tuple(name for name in vars(Handlers) if not name.startswith("_") and name != "world")
 
