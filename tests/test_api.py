@@ -377,3 +377,16 @@ async def test_another_method_is_told_which_there_are() -> None:
                 await raw.send(f"DELETE {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
                 status, headers, _ = await raw.response()
                 assert (status, headers["allow"]) == (405, allow)
+
+
+@pytest.mark.req("R17")
+def test_an_empty_admin_token_is_none_at_all() -> None:
+    for token in ("", "  "):
+        with pytest.raises(ValueError, match="admin_token is empty"):
+            Options(admin_token=token)
+
+
+async def test_a_token_is_a_bearer_token() -> None:
+    async with open_server(options=Options(admin_token="secret")) as server:
+        for given, status in (("Bearer secret", 200), ("bearer secret", 200), ("secret", 401), ("Basic secret", 401)):
+            assert (await request(server, "GET", "/api/statistics", Authorization=given))[0] == status

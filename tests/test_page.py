@@ -47,7 +47,7 @@ def page(browser: Any) -> Iterator[Any]:
     tab.on("pageerror", lambda error: said.append(str(error)))
     yield tab
     context.close()
-    network = ("net::", "status of 401", "WebSocket connection to")
+    network = ("net::", "status of 401", "status of 403", "WebSocket connection to")
     assert [line for line in said if not any(word in line for word in network)] == []
 
 
@@ -195,6 +195,50 @@ def test_the_server_goes_away_and_comes_back(page: Any, unused_port: int, end: s
         seats(page, 1)
 
 
+def test_after_a_restart_nobody_is_taken_for_somebody_else(page: Any, unused_port: int) -> None:
+    with Process(port=unused_port) as server:
+        visit(page, server)
+        with crowd(server, 1, 2):
+            seats(page, 2)
+            page.click("#users .name")
+            page.wait_for_selector("dialog[open]")
+            os.kill(server.process.pid, signal.SIGKILL)
+            page.wait_for_selector("#state[data-state=lost]")
+    with Process(port=unused_port) as server, crowd(server, 1, 3, first=7):
+        page.wait_for_selector("#state[data-state=well]")
+        seats(page, 3)
+        assert page.text_content("#users") == "user-0073/5"
+        assert not page.evaluate("document.getElementById('life').open")
+
+
+def test_who_does_not_look_takes_no_connection(page: Any, browser: Any, server: Process) -> None:
+    visit(page, server)
+    hide = """Object.defineProperty(document, 'hidden', {value: %s, configurable: true});
+        document.dispatchEvent(new Event('visibilitychange'))"""
+    page.evaluate(hide % "true")
+    seats(page, 0)
+    with crowd(server, 1, 2):
+        page.wait_for_timeout(600)
+        assert page.locator("#users .seat.here").count() == 0
+        page.evaluate(hide % "false")
+        seats(page, 2)
+
+
+def test_the_dialog_keeps_focus_and_says_what_went_wrong(page: Any, server: Process) -> None:
+    visit(page, server)
+    with crowd(server, 1, 2):
+        seats(page, 2)
+        page.click("#users .name")
+        page.wait_for_selector("#life-here button")
+        page.focus("#life-here button:nth-child(2)")
+        before = page.text_content("#life-here button:nth-child(2)")
+        until(page, f"document.querySelector('#life-here button:nth-child(2)').textContent !== {before!r}")
+        assert page.evaluate("document.activeElement === document.querySelector('#life-here button:nth-child(2)')")
+        page.route("**/api/disconnect", lambda route: route.fulfill(status=403, json={"detail": "you may not"}))
+        page.click("#life-end")
+        until(page, "document.getElementById('life-error').textContent === 'you may not'")
+
+
 def test_names_are_only_text(page: Any, server: Process) -> None:
     visit(page, server)
     page.fill("#user", "<img src=x onerror=document.title=1>")
@@ -211,7 +255,7 @@ def test_names_are_only_text(page: Any, server: Process) -> None:
 def test_who_looks_must_have_the_admin_token(page: Any) -> None:
     with Process("--admin-token", "secret") as server:
         page.goto(f"http://127.0.0.1:{server.port}/")
-        for token, state in (("wrong", "lost"), ("secret", "well")):
+        for token, state in (("wrong", "lost"), ("пароль", "lost"), ("secret", "well")):
             page.wait_for_selector("#login:not([hidden])")
             page.fill("#token", token)
             page.press("#token", "Enter")

@@ -141,7 +141,8 @@ class Api:
             here = tuple(conn for conn in self.supervisor.connections() if conn.id == connection)
             events = self.recorder.of_connection(connection)
         if not here and not events:
-            raise NotFound(f"nothing is known of {user or connection!r}; only the last ones are kept")
+            whom = connection if user is None else user
+            raise NotFound(f"nothing is known of {whom!r}; only the last ones are kept")
         return 200, {"here": [card(conn) for conn in here], "story": story(events)}
 
     # -- telling -----------------------------------------------------------------------------------------------

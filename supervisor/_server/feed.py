@@ -16,6 +16,7 @@ from .._words.events import Event
 from .._words.record import Record, record
 from .cards import figures, line, spelled, story
 from .exchange import Exchange, Hangup
+from .hub import EPOCH
 
 #: Seconds between two tellings.
 TICK = 0.25
@@ -29,7 +30,17 @@ _MOST_CHANGES = 500
 _MOST_REMARKS = 50
 #: Seconds of silence after which a viewer is told that we are still here.
 _QUIET = 15.0
-_CHANGES = (events.Admitted, events.Leaving, events.Closed, events.HandlerReturned)
+_CHANGES = (
+    events.Admitted,
+    events.Leaving,
+    events.Closed,
+    events.HandlerReturned,
+    events.EmergencyCleanup,
+    events.LimitsChanged,
+    events.Ordered,
+    events.DrainStarted,
+    events.DrainFinished,
+)
 
 
 @attrs.define(eq=False)
@@ -97,6 +108,7 @@ class Feed:
         supervisor = self.supervisor
         conns = supervisor.connections()
         house = {
+            "epoch": EPOCH,
             "statistics": figures(supervisor.statistics()),
             "limits": spelled(supervisor.limits),
             "shed_at": supervisor.policies.shed_at,

@@ -64,6 +64,11 @@ class Options:
     admin_token: str | None = attrs.field(default=None, repr=False)
     """What ``/api`` asks for as ``Authorization: Bearer``; None lets only loopback in."""
 
+    @admin_token.validator
+    def _no_empty_token(self, _: object, value: str | None) -> None:
+        if value is not None and not value.strip():
+            raise ValueError("admin_token is empty; leave it out to let only this machine in")
+
     @port.validator
     def _valid_port(self, _: object, value: int) -> None:
         if not 0 <= value <= 65535:

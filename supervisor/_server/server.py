@@ -219,6 +219,8 @@ class Server:
         if request.path == "/metrics" or request.path.startswith("/api/"):
             authorize(request, self.options)
         if request.path == "/metrics":
+            if request.method not in ("GET", "HEAD"):
+                raise MethodNotAllowed(request.path, "GET")
             await self._expose(exchange, request)
         elif request.path == "/api/events":
             if request.method != "GET":

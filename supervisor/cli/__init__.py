@@ -17,13 +17,17 @@ def main() -> None:
     """The console script. Bad input gets one line, and status 2; what a server declines, status 1."""
     try:
         app()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except BrokenPipeError:  # whoever was to read this has read enough
         sys.stdout = None
     except Declined as declined:
         sys.exit(_complain(declined, 1))
     except (ValueError, OSError) as error:
         sys.exit(_complain(error, 2))
-    except ExceptionGroup as group:
+    except BaseExceptionGroup as group:
+        if group.subgroup(KeyboardInterrupt) is not None:
+            sys.exit(130)
         complaints, rest = group.split((ValueError, OSError))
         if complaints is None or rest is not None:
             raise

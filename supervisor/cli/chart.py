@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -30,15 +31,23 @@ def _squeeze(values: Sequence[float], width: int) -> list[float]:
     return [max(values[begin:end]) for begin, end in pairwise(edges)]
 
 
-def draw(panels: Mapping[str, Sequence[float]], seconds: Sequence[float], place: Path) -> None:
-    """One panel for each series, over time, into an SVG or a PNG. ValueError without the extra ``plot``."""
-    try:
-        import matplotlib as mpl
+def check_plot(place: Path) -> None:
+    """ValueError if nothing could be drawn there: before the hours that a soak takes, and not after."""
+    if place.suffix not in (".svg", ".png"):
+        raise ValueError(f"--plot draws a file that ends in .svg or .png, not {place.name!r}")
+    if not place.absolute().parent.is_dir():
+        raise ValueError(f"--plot: there is no directory {place.parent}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("--plot needs an extra: pip install 'websocket-supervisor[plot]'")
 
-        mpl.use("svg" if place.suffix == ".svg" else "agg")
-        import matplotlib.pyplot as plt
-    except ImportError as missing:
-        raise ValueError("--plot needs an extra: pip install 'websocket-supervisor[plot]'") from missing
+
+def draw(panels: Mapping[str, Sequence[float]], seconds: Sequence[float], place: Path) -> None:
+    """One panel for each series, over time, into an SVG or a PNG; see `check_plot`."""
+    import matplotlib as mpl
+
+    mpl.use("svg" if place.suffix == ".svg" else "agg")
+    import matplotlib.pyplot as plt
+
     figure, axes = plt.subplots(len(panels), 1, figsize=(9, 2.2 * len(panels)), sharex=True, squeeze=False)
     for axis, (name, series) in zip(axes[:, 0], panels.items(), strict=True):
         axis.plot(seconds, series, color="#2a6f97", linewidth=1.2)

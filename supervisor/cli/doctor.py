@@ -126,6 +126,7 @@ def doctor(
     lobby
         With how many half-open ones.
     """
+    Options(port=port)
     findings = list(examine(host, port, Limits(total=total, lobby=lobby)))
-    print("\n".join(columns([["", "", ""], *([it.state, it.what, it.text] for it in findings)][1:])))
+    print("\n".join(columns([[it.state, it.what, it.text] for it in findings])))
     return 1 if any(it.state == "ill" for it in findings) else 0

@@ -11,6 +11,8 @@ from cyclopts import Group
 from .app import app
 from .remote import Answer, OnTarget, Target
 
+_WIDEST = 120
+_SAID_BEFORE = ("at", "event", "connection", "user", "run")
 GROUP = Group("On a running server")
 
 
@@ -21,10 +23,16 @@ def tell(answer: Answer, target: Target, lines: Iterable[str]) -> None:
 
 def columns(rows: list[list[Any]]) -> Iterator[str]:
     """Rows with their columns one below another; the first row is their heads."""
-    cells = [["—" if cell is None else str(cell) for cell in row] for row in rows]
+    cells = [["—" if cell is None else safe(str(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def safe(text: str) -> str:
+    """What others have chosen, without anything that a terminal would obey, and not longer than a line."""
+    told = "".join(letter if letter.isprintable() else "·" for letter in text)
+    return told if len(told) <= _WIDEST else f"{told[:_WIDEST]}…"
 
 
 def _closed(answer: Answer) -> Iterator[str]:
@@ -90,13 +98,14 @@ def why(*, connection: str | None = None, user: str | None = None, target: OnTar
 
 def _story(answer: Answer) -> Iterator[str]:
     for event in answer["story"]:
-        rest = {name: value for name, value in event.items() if name not in ("at", "event", "connection", "user")}
-        said = " ".join(f"{name}={value}" for name, value in rest.items() if value not in (None, False, ""))
-        yield f"{event['at'][:23].replace('T', ' ')}  {event['connection']}  {event['event']:<16} {said}"
+        rest = {name: value for name, value in event.items() if name not in _SAID_BEFORE}
+        said = " ".join(f"{name}={safe(str(value))}" for name, value in rest.items() if value not in (None, False, ""))
+        whom = event.get("connection") or event.get("run") or "—"
+        yield f"{event['at'][:23].replace('T', ' ')}Z  {whom}  {event['event']:<16} {said}"
     for one in answer["here"]:
         left = one["expires_in"]
         until = "for ever" if left is None else f"for {left:.0f} s more ({one['expires_for']})"
-        yield f"{'now':<23}  {one['connection']}  here, idle for {one['idle']:.0f} s, {until}"
+        yield f"{'now':<24}  {one['connection']}  here, idle for {one['idle']:.0f} s, {until}"
 
 
 @app.command(group=GROUP)
@@ -132,7 +141,7 @@ def _change(text: str) -> tuple[str, Any]:
         parsed = None if value.lower() == "none" else json.loads(value.lower())
     except ValueError:
         parsed = value  # a rate
-    return name.removeprefix("--").replace("-", "_"), parsed
+    return name.replace("-", "_"), parsed
 
 
 @app.command(group=GROUP)
@@ -141,7 +150,7 @@ def disconnect(
     connection: str | None = None,
     user: str | None = None,
     session: str | None = None,
-    all: bool = False,  # noqa: A002 - it is what the flag is called
+    everybody: bool = False,
     target: OnTarget = Target(),
 ) -> None:
     """End one connection, one user's, one session's of a user, or all.
@@ -154,10 +163,10 @@ def disconnect(
         All of one user.
     session
         Of these, only those of one session.
-    all
+    everybody
         Everything.
     """
-    given = {"connection": connection, "user": user, "session": session, "all": all or None}
+    given = {"connection": connection, "user": user, "session": session, "all": everybody or None}
     answer = target.tell("/api/disconnect", {name: value for name, value in given.items() if value is not None})
     tell(answer, target, _closed(answer))
 
@@ -207,7 +216,8 @@ def drain(*, rate: float | None = None, deadline: float | None = None, target: O
         Seconds after which whoever is left is told at once; --drain of the server by default.
     """
     given = {"rate": rate, "deadline": deadline}
-    answer = target.tell("/api/drain", {name: value for name, value in given.items() if value is not None})
+    body = {name: value for name, value in given.items() if value is not None}
+    answer = target.tell("/api/drain", body, patience=None)
     tell(answer, target, _closed(answer))
 
 

@@ -13,8 +13,8 @@ import trio
 
 from .._words.profiles import choose_profile
 from .app import app
-from .chart import chart, draw
-from .remote import OnTarget, Target
+from .chart import chart, check_plot, draw
+from .remote import OnTarget, Target, check_token
 
 if TYPE_CHECKING:
     from ..testing.load import Load
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _SECONDS = {"s": 1, "min": 60, "m": 60, "h": 3600}
 _MB = 1024 * 1024
+#: Cycles of which something can be said.
+_FEWEST = 4
 
 
 @app.command(name="soak")
@@ -49,7 +51,7 @@ def soak_command(
     token
         What that asks for, as a bearer token.
     cycles
-        How many; 60 by default.
+        How many; 60 by default, at least 4.
     duration
         Or for how long: 90s, 30min, 24h.
     connections
@@ -67,17 +69,37 @@ def soak_command(
     except ImportError as missing:
         raise ValueError(f"soak needs an extra: pip install 'websocket-supervisor[testing]' ({missing})") from missing
 
+    check_token(token)
+    if plot is not None:
+        check_plot(plot)
+    if cycles is not None and cycles < _FEWEST:
+        raise ValueError(f"--cycles must be at least {_FEWEST}: fewer say nothing of a slope")
     url = ws or re.sub(r"^http", "ws", target.url.rstrip("/")) + "/ws"
     load, soak = Load(url=url, token=token, connections=connections, users=connections), Soak()
     seconds = None if duration is None else _parse(duration)
     most = cycles or (60 if seconds is None else sys.maxsize)
-    trio.run(_run, load, soak, partial(target.text, "/metrics"), most, seconds)
+    interrupted = False
+    try:
+        trio.run(_run, load, soak, partial(target.text, "/metrics"), most, seconds)
+    except (KeyboardInterrupt, BaseExceptionGroup) as ended:
+        interrupted = _is_interrupt(ended)
+        if not interrupted:
+            raise
+    if len(soak.readings) < _FEWEST:
+        print(f"{len(soak.readings)} cycles are too few to say anything")
+        return 130 if interrupted else 1
     print("\n".join(_told(soak)))
     if plot is not None:
         draw(_panels(soak), [reading.at for reading in soak.readings], plot)
     findings = list(soak.findings(choose_profile(env).memory_growth_mb if growth_mb is None else growth_mb))
     print("\n".join(findings) if findings else "nothing grows")
     return 1 if findings else 0
+
+
+def _is_interrupt(ended: BaseException) -> bool:
+    if isinstance(ended, BaseExceptionGroup):
+        return ended.subgroup(KeyboardInterrupt) is not None
+    return isinstance(ended, KeyboardInterrupt)
 
 
 def _parse(duration: str) -> float:
@@ -94,7 +116,6 @@ async def _run(load: Load, soak: Soak, look: Callable[[], str], cycles: int, sec
     while len(soak.readings) < cycles and (seconds is None or trio.current_time() - began < seconds):
         await cycle(load, soak)
         soak.readings.append(await rest(look, began, soak.readings[0] if soak.readings else None))
-        soak.outcome.seconds = trio.current_time() - began
         if sys.stderr.isatty():
             latest = soak.readings[-1]
             told = f"{latest.rss / _MB:.1f} MB, {latest.tasks:g} tasks, {latest.fds:g} fds"

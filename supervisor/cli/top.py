@@ -30,13 +30,15 @@ _NEWS = (
     "emergency_cleanup",
     "spared",
     "limits_changed",
+    "run_ended",
+    "run_stuck",
     "failed",
     "drain_started",
     "drain_finished",
     "ordered",
 )
-_TOLD = ("connection", "user", "reason", "text", "error")
-_ALARMING = ("handler_stuck", "failed", "emergency_cleanup")
+_TOLD = ("connection", "run", "user", "reason", "text", "error", "order", "changes", "outcome", "limit")
+_ALARMING = ("handler_stuck", "run_stuck", "failed", "emergency_cleanup")
 
 
 @attrs.define

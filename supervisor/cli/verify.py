@@ -69,6 +69,8 @@ def verify_command(
             print(f"… {check}", end="\r", file=sys.stderr, flush=True)
         faulthandler.dump_traceback_later(HUNG, exit=True)
 
+    if url is not None and app is not None:
+        raise ValueError("--app is tested here, --url somewhere else: give one of them")
     logging.getLogger("supervisor").setLevel(logging.CRITICAL + 1)  # what fails on purpose need not be read
     handler = find_handler(app or "hub")
     ours: list[Lab] = [lab for lab in (Memory(handler), Sockets(handler)) if door in (None, lab.door)]

@@ -49,6 +49,8 @@ class WebSocketClient:
 
     async def say(self, message: str | bytes) -> None:
         """Send a message; nothing happens if the other side has gone."""
+        if self.protocol.state is not wsproto.connection.ConnectionState.OPEN:
+            return
         event = ws.TextMessage(data=message) if isinstance(message, str) else ws.BytesMessage(data=message)
         await self._write(self.protocol.send(event))
 
@@ -162,7 +164,7 @@ async def _open_stream(url: str, ssl_context: ssl.SSLContext | None, receive_buf
         return await trio.open_ssl_over_tcp_stream(host, port, ssl_context=ssl_context)
     if receive_buffer is None:
         return await trio.open_tcp_stream(host, port)
-    sock = trio.socket.socket()
+    sock = trio.socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     await sock.connect((host, port))
     return trio.SocketStream(sock)

@@ -7,7 +7,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 
 import attrs
 import trio
@@ -19,6 +19,7 @@ PATIENCE = 10.0
 #: A window that fills at once, for those who do not read.
 _SMALL = 4096
 _ROOM = "load"
+_JOIN = json.dumps({"op": "join", "room": _ROOM, "ref": "joined"})
 
 
 @attrs.define
@@ -34,7 +35,31 @@ class Outcome:
     #: What must not happen: nobody listened, or an answer did not come.
     failures: Counter[str] = attrs.field(factory=Counter)
     opened: int = 0
-    seconds: float = 0.0
+    #: From the beginning of the first step to the end of the last.
+    _first: float = math.inf
+    _last: float = -math.inf
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Note how long the block takes; if it is cut off by the end, how long it has taken until then."""
+        began = trio.current_time()
+        try:
+            yield
+        except trio.Cancelled:
+            self.note(began)
+            raise
+        self.note(began)
+
+    def note(self, began: float) -> None:
+        """A step that began then is over now."""
+        now = trio.current_time()
+        self.waits.append(now - began)
+        self._first, self._last = min(self._first, began), max(self._last, now)
+
+    @property
+    def seconds(self) -> float:
+        """For how long there were steps."""
+        return max(0.0, self._last - self._first) if self.waits else 0.0
 
     def percentile(self, percent: float) -> float:
         """How long `percent` of the steps took at most, in seconds; nan before the first."""
@@ -61,7 +86,7 @@ class Load:
     """Who comes, from where, and for how long."""
 
     url: str = "ws://127.0.0.1:8765/ws"
-    token: str | None = None
+    token: str | None = attrs.field(default=None, repr=False)
     connections: int = attrs.field(default=100, validator=attrs.validators.ge(1))
     #: Over so many users, in turns; they are called ``load-1`` and so on, unless a token says who they are.
     users: int = attrs.field(default=100, validator=attrs.validators.ge(1))
@@ -78,8 +103,17 @@ class Load:
 
     @asynccontextmanager
     async def client(self, number: int, outcome: Outcome) -> AsyncGenerator[WebSocketClient | None, None]:
-        """One connection, gone at the end of the block at the latest; None if that was not possible."""
-        client = await self.enter(number, outcome)
+        """One connection, gone at the end of the block at the latest; None if that was not possible. To open it is a
+        step.
+        """
+        began = trio.current_time()
+        try:
+            client = await self.enter(number, outcome)
+        except trio.Cancelled:
+            outcome.note(began)
+            raise
+        if client is not None:
+            outcome.note(began)
         try:
             yield client
         finally:
@@ -92,7 +126,7 @@ class Load:
             with trio.fail_after(PATIENCE):
                 client = await connect(self._url(number), headers=self._headers(), receive_buffer=receive_buffer)
         except (OSError, trio.TooSlowError) as error:
-            outcome.failures[type(error).__name__] += 1
+            outcome.failures[f"{type(error).__name__} {error}".strip()[:100]] += 1
             return None
         if client.refused:
             outcome.refused[client.status] += 1
@@ -133,18 +167,32 @@ class Answering:
 
     async def ask(self, message: str) -> bool:
         """Say it, and wait for the answer; False if there will be none."""
-        began = trio.current_time()
-        with trio.move_on_after(PATIENCE) as patience:
-            await self.client.say(message)
-            try:
+        try:
+            with trio.fail_after(PATIENCE), self.outcome.step():
+                await self.client.say(message)
                 await self.client.hear()
-            except EOFError:
-                self.outcome.closed[self.client.code or 0] += 1
-                return False
-        if patience.cancelled_caught:
+        except EOFError:
+            self.outcome.closed[self.client.code or 0] += 1
+            return False
+        except trio.TooSlowError:
             self.outcome.failures["no answer"] += 1
             return False
-        self.outcome.waits.append(trio.current_time() - began)
+        return True
+
+    async def greet(self) -> bool:
+        """Get over what the server says by itself: say something that is known again, and wait for it."""
+        mark = f"greeting {id(self):x}"
+        await self.client.say(json.dumps({"op": "ping", "ref": mark}))
+        try:
+            with trio.fail_after(PATIENCE):
+                while mark not in str(await self.client.hear()):
+                    pass
+        except EOFError:
+            self.outcome.closed[self.client.code or 0] += 1
+            return False
+        except trio.TooSlowError:
+            self.outcome.failures["no answer"] += 1
+            return False
         return True
 
 
@@ -152,10 +200,8 @@ async def storm(load: Load, outcome: Outcome) -> None:
     """Everybody at once; then they stay until the time is over."""
 
     async def arrive(number: int) -> None:
-        began = trio.current_time()
         async with load.client(number, outcome) as client:
             if client is not None:
-                outcome.waits.append(trio.current_time() - began)
                 outcome.closed[await client.over()] += 1
 
     with trio.move_on_after(load.seconds):
@@ -169,12 +215,10 @@ async def churn(load: Load, outcome: Outcome) -> None:
 
     async def come_and_go(number: int) -> None:
         while True:
-            began = trio.current_time()
             async with load.client(number, outcome) as client:
                 if client is None:
                     await trio.sleep(0.1)
                     continue
-                outcome.waits.append(trio.current_time() - began)
                 with trio.move_on_after(PATIENCE):
                     await client.leave()
 
@@ -190,7 +234,7 @@ async def echo(load: Load, outcome: Outcome) -> None:
         async def talk(number: int) -> None:
             if number < len(clients):
                 talker = Answering(clients[number], outcome)
-                if await _welcomed(talker.client):
+                if await talker.greet():
                     while await talker.ask(message):
                         pass
 
@@ -201,34 +245,73 @@ async def broadcast(load: Load, outcome: Outcome, silent: float = 0.0) -> None:
     """One publishes in a room that all are in, and waits until all have it; the hub only."""
     mute = int(load.connections * silent)
     async with load.crowd(outcome, load.connections - mute) as clients, load.crowd(outcome, mute, _SMALL) as others:
-        for client in (*clients, *others):
-            await client.say(json.dumps({"op": "join", "room": _ROOM}))
-        heard: trio.MemorySendChannel[None]
-        heard, hearing = trio.open_memory_channel[None](math.inf)
-
-        async def listen(client: WebSocketClient) -> None:
-            try:
-                while True:
-                    if '"type":"message"' in str(await client.hear()):
-                        outcome.waits.append(trio.current_time() - began)
-                        heard.send_nowait(None)
-            except EOFError:
-                outcome.closed[client.code or 0] += 1
-                heard.send_nowait(None)
-
-        began = trio.current_time()
-        text = json.dumps({"op": "publish", "room": _ROOM, "data": "x" * load.size})
+        for client in others:
+            await client.say(_JOIN)
+        async with trio.open_nursery() as nursery:
+            for client in clients:
+                nursery.start_soon(_join, client, outcome)
+        living = [client for client in clients if client.code is None]
+        if len(living) < 2:
+            outcome.failures["fewer than two could join"] += 1
+            return
         with trio.move_on_after(load.seconds):
-            async with trio.open_nursery() as nursery:
-                for client in clients[1:]:
-                    nursery.start_soon(listen, client)
-                nursery.start_soon(_drink, clients[0])
-                await trio.sleep(0.2)
-                while True:
-                    began = trio.current_time()
-                    await clients[0].say(text)
-                    for _ in clients[1:]:
-                        await hearing.receive()
+            await _publish(load, outcome, living[0], living[1:])
+
+
+async def _join(client: WebSocketClient, outcome: Outcome) -> None:
+    await client.say(_JOIN)
+    try:
+        with trio.fail_after(PATIENCE):
+            while '"ref":"joined"' not in str(await client.hear()):
+                pass
+    except (EOFError, trio.TooSlowError):
+        outcome.closed[client.code or 0] += 1
+        client.vanish()
+
+
+async def _publish(load: Load, outcome: Outcome, speaker: WebSocketClient, listeners: list[WebSocketClient]) -> None:
+    """One message after another, each when all who are still there have had the one before."""
+    missing: set[WebSocketClient] = set()
+    heard, living, began = trio.Event(), set(listeners), trio.current_time()
+
+    async def listen(client: WebSocketClient) -> None:
+        nonlocal heard
+        try:
+            while True:
+                if '"type":"message"' in str(await client.hear()) and client in missing:
+                    missing.discard(client)
+                    outcome.note(began)
+                    heard.set()
+        except EOFError:
+            outcome.closed[client.code or 0] += 1
+            living.discard(client)
+            missing.discard(client)
+            heard.set()
+
+    text = json.dumps({"op": "publish", "room": _ROOM, "data": "x" * load.size})
+    async with trio.open_nursery() as nursery:
+        for client in listeners:
+            nursery.start_soon(listen, client)
+        nursery.start_soon(_drink, speaker)
+        try:
+            while living and speaker.code is None:
+                missing |= living
+                began = trio.current_time()
+                await speaker.say(text)
+                with trio.move_on_after(PATIENCE):
+                    while missing:
+                        await heard.wait()
+                        heard = trio.Event()
+                if missing:
+                    outcome.failures["no delivery"] += len(missing)
+                    break
+        except trio.Cancelled:
+            for _ in missing:
+                outcome.note(began)
+            raise
+        nursery.cancel_scope.cancel()
+    if speaker.code is not None:
+        outcome.failures["the one who publishes was closed"] += 1
 
 
 async def slow(load: Load, outcome: Outcome) -> None:
@@ -243,10 +326,8 @@ async def zombies(load: Load, outcome: Outcome) -> None:
             number = 0
             while True:
                 number += 1
-                began = trio.current_time()
                 async with load.client(number, outcome) as client:
                     if client is not None:
-                        outcome.waits.append(trio.current_time() - began)
                         await client.leave()
                 await trio.sleep(0.05)
 
@@ -256,16 +337,6 @@ async def _drink(client: WebSocketClient) -> None:
     while client.code is None:
         await client.read()
         client.messages.clear()
-
-
-async def _welcomed(client: WebSocketClient) -> bool:
-    """The hub speaks first; an echo does not."""
-    with trio.move_on_after(0.3):
-        try:
-            await client.hear()
-        except EOFError:
-            return False
-    return True
 
 
 async def _for_a_while(load: Load, async_fn: Callable[[int], Awaitable[None]]) -> None:
@@ -287,7 +358,5 @@ KINDS: dict[str, Callable[[Load, Outcome], Awaitable[None]]] = {
 
 async def run(kind: str, load: Load, outcome: Outcome) -> Outcome:
     """Put one kind of load on; `outcome` may be looked at meanwhile."""
-    began = trio.current_time()
     await KINDS[kind](load, outcome)
-    outcome.seconds = trio.current_time() - began
     return outcome

@@ -56,6 +56,10 @@ class Soak:
             yield "the audit has found orphans"
         for what, count in self.outcome.failures.items():
             yield f"{count} × {what}"
+        for status, count in self.outcome.refused.items():
+            yield f"{count} were not let in ({status})"
+        if not self.outcome.waits:
+            yield "nobody was answered"
 
 
 async def cycle(load: Load, soak: Soak) -> None:
@@ -67,7 +71,7 @@ async def cycle(load: Load, soak: Soak) -> None:
 
 async def _live(client: WebSocketClient, outcome: Outcome, polite: bool) -> None:  # noqa: FBT001 - start_soon passes by position
     talker = Answering(client, outcome)
-    if await talker.ask('{"op":"ping"}') and polite:
+    if await talker.greet() and await talker.ask('{"op":"ping"}') and polite:
         with trio.move_on_after(PATIENCE):
             await client.leave()
 
@@ -86,12 +90,18 @@ async def rest(look: Callable[[], str], began: float, first: Reading | None = No
         await trio.sleep(_GLANCE)
     return Reading(
         at=trio.current_time() - began,
-        rss=figures.get("process_resident_memory_bytes", 0.0),
-        tasks=figures.get("ws_supervisor_tasks", 0.0),
-        fds=figures.get("process_open_fds", 0.0),
+        rss=_needed(figures, "process_resident_memory_bytes"),
+        tasks=_needed(figures, "ws_supervisor_tasks"),
+        fds=_needed(figures, "process_open_fds"),
         connections=figures.get("ws_supervisor_connections", 0.0),
         orphans=figures.get("ws_supervisor_orphans", 0.0),
     )
+
+
+def _needed(figures: dict[str, float], name: str) -> float:
+    if name not in figures:
+        raise ValueError(f"/metrics does not say {name}: is this a supervisor, on Linux, with the extra metrics?")
+    return figures[name]
 
 
 def _busy(figures: dict[str, float]) -> bool:

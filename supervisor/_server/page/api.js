@@ -4,7 +4,11 @@ const KEY = "ws-supervisor admin token";
 
 export const token = {
   get: () => sessionStorage.getItem(KEY) ?? "",
-  set: (value) => sessionStorage.setItem(KEY, value),
+  // What a header cannot carry is no token, and must not be kept: every request would fail.
+  set(value) {
+    if (!/^[\x21-\x7e]+$/.test(value)) throw new Error("a token is printable ASCII, without spaces");
+    sessionStorage.setItem(KEY, value);
+  },
 };
 
 export class Declined extends Error {
@@ -29,9 +33,12 @@ export const tell = async (path, body) => (await call(path, { method: "POST", bo
 // What is silent for so long is gone; the server says something every 15 seconds.
 const SILENCE = 40_000;
 
-// Calls hear(kind, data) for everything that is told; returns when the stream has ended.
+// Calls hear(kind, data) for everything that is told; returns when the stream has ended, or the page is not seen: a
+// browser has six connections to a server, and each page would hold one.
 export async function listen(hear) {
   const abort = new AbortController();
+  const hide = () => document.hidden && abort.abort();
+  document.addEventListener("visibilitychange", hide);
   let timer = setTimeout(() => abort.abort(), SILENCE);
   try {
     const answer = await call("/api/events", { signal: abort.signal });
@@ -51,5 +58,7 @@ export async function listen(hear) {
     }
   } finally {
     clearTimeout(timer);
+    document.removeEventListener("visibilitychange", hide);
+    abort.abort();
   }
 }

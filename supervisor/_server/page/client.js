@@ -1,5 +1,14 @@
 // A small client to try the server with: some connections of one user, in one room.
 
+// Another application than the hub may say anything.
+function frameOf(data) {
+  try {
+    return JSON.parse(data);
+  } catch {
+    return { type: "other", data: typeof data === "string" ? data : "binary" };
+  }
+}
+
 export class Client {
   constructor(say) {
     this.say = say;
@@ -13,7 +22,7 @@ export class Client {
     const socket = new WebSocket(`${scheme}://${location.host}/ws?user=${encodeURIComponent(user)}`, "supervisor.v1.json");
     this.sockets.add(socket);
     socket.onopen = () => socket.send(JSON.stringify({ op: "join", room }));
-    socket.onmessage = (event) => this.hear(tab, JSON.parse(event.data));
+    socket.onmessage = (event) => this.hear(tab, frameOf(event.data));
     socket.onclose = (event) => {
       this.sockets.delete(socket);
       const refused = event.code === 1006 ? "refused, or the connection was lost" : `${event.code} ${event.reason}`;

@@ -19,6 +19,7 @@ export class House {
   show({ connections, stuck, limits, shed_at }) {
     this.perUser = limits.per_user;
     this.shedAt = shed_at;
+    for (const { button } of this.seats.values()) button.className = "seat here";
     const here = new Set([...connections, ...stuck].map((one) => one.connection));
     for (const id of [...this.seats.keys()]) if (!here.has(id)) this.drop(id);
     for (const one of connections) this.enter(one.connection, one.user);
@@ -34,8 +35,11 @@ export class House {
       case "closed": this.fade(connection); break;
       case "handler_stuck": this.mark(connection, user, "stuck", event.stuck_at); break;
       case "handler_returned": this.fade(connection); break;
-      case "limits_changed": if (event.changes.per_user) this.resize(Number(event.changes.per_user)); break;
     }
+  }
+
+  clear() {
+    for (const id of [...this.seats.keys()]) this.drop(id);
   }
 
   find(text) {
@@ -75,6 +79,7 @@ export class House {
     const seat = this.seats.get(id);
     if (!seat) return;
     seat.user.seats.delete(id);
+    this.count(seat.user);
     const left = seat.since + VISIBLE - performance.now();
     seat.button.classList.add("gone");
     setTimeout(() => this.seats.get(id) === seat && this.drop(id), Math.max(0, left));
@@ -137,6 +142,7 @@ export class House {
   }
 
   resize(perUser) {
+    if (perUser === this.perUser) return;
     this.perUser = perUser;
     for (const user of this.users.values()) this.count(user);
   }

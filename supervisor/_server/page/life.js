@@ -3,7 +3,30 @@
 import { ask, tell } from "./api.js";
 
 const byId = (id) => document.getElementById(id);
-const TOLD = ["reason", "text", "what", "error", "stuck_at", "duration", "cleanup"];
+const TOLD = ["run", "name", "outcome", "reason", "text", "what", "error", "stuck_at", "duration", "cleanup"];
+const short = (value) => typeof value === "number" && !Number.isInteger(value) ? `${value.toFixed(3)} s` : value;
+
+// What is there already stays what it is, with the focus in it and what is selected; only its words change.
+function refill(list, things, keyOf, make) {
+  const before = new Map([...list.children].map((child) => [child.dataset.key, child]));
+  const after = things.map((thing) => {
+    const fresh = make(thing);
+    fresh.dataset.key = keyOf(thing);
+    const old = before.get(fresh.dataset.key);
+    if (!old) return fresh;
+    const [was, is] = [texts(old), texts(fresh)];
+    if (was.length !== is.length) return fresh;
+    was.forEach((text, index) => { if (text.data !== is[index].data) text.data = is[index].data; });
+    return old;
+  });
+  if (after.length !== list.children.length || after.some((child, index) => child !== list.children[index])) {
+    list.replaceChildren(...after);
+  }
+}
+
+function texts(node) {
+  return node.nodeType === Node.TEXT_NODE ? [node] : [...node.childNodes].flatMap(texts);
+}
 
 function element(name, text, className = "") {
   const made = document.createElement(name);
@@ -28,6 +51,8 @@ export class Life {
     byId("life-end").textContent = whom.connection ? "Disconnect it" : "Disconnect all of theirs";
     byId("life-here").replaceChildren();
     byId("story").replaceChildren();
+    byId("life-gone").hidden = true;
+    this.complain("");
     if (!this.dialog.open) this.dialog.showModal();
     while (this.whom === whom) {
       await this.look();
@@ -41,14 +66,17 @@ export class Life {
     try {
       const { here, story } = await ask(`/api/why?${query}`);
       if (this.whom !== whom) return;
-      byId("life-here").replaceChildren(...here.map((card) => whom.connection ? this.card(card) : this.row(card)));
-      if (!here.length) byId("life-here").replaceChildren(element("p", "Not here any more.", "quiet"));
-      byId("story").replaceChildren(...story.reverse().map((event) => this.line(event)));
+      refill(byId("life-here"), here, (card) => card.connection, (card) => whom.connection ? this.card(card) : this.row(card));
+      refill(byId("story"), story.reverse(), (event) => `${event.at} ${event.event} ${event.connection}`, (event) => this.line(event));
+      byId("life-gone").hidden = here.length > 0;
       byId("life-end").disabled = !here.length;
     } catch (error) {
-      byId("life-here").replaceChildren(element("p", error.message, "quiet"));
-      byId("life-end").disabled = true;
+      if (this.whom === whom) this.complain(error.message);
     }
+  }
+
+  complain(text) {
+    byId("life-error").textContent = text;
   }
 
   row(card) {
@@ -81,7 +109,7 @@ export class Life {
 
   line(event) {
     const line = element("li", "");
-    const told = TOLD.filter((name) => event[name]).map((name) => `${name} ${event[name]}`).join(" · ");
+    const told = TOLD.filter((name) => event[name]).map((name) => `${name} ${short(event[name])}`).join(" · ");
     line.append(element("time", event.at.slice(11, 23)), element("b", event.event.replaceAll("_", " ")), element("span", told));
     if (!this.whom.connection && event.connection) line.append(element("i", event.connection, "quiet"));
     return line;
@@ -91,8 +119,9 @@ export class Life {
     const { connection, user } = this.whom;
     try {
       await tell("/api/disconnect", connection ? { connection } : { user });
+      this.complain("");
     } catch (error) {
-      byId("life-here").replaceChildren(element("p", error.message, "quiet"));
+      this.complain(error.message);
     }
     if (this.whom) await this.look();
   }

@@ -22,7 +22,7 @@ const charts = [
   new Chart(byId("chart-forced"), ["--bad", "--warm", "--quiet"]),
 ];
 let now = null;
-let unshown = 0;
+let epoch = null;
 
 function append(list, text, bad = false) {
   const line = document.createElement("li");
@@ -37,8 +37,12 @@ function append(list, text, bad = false) {
 function hear(kind, told) {
   now = told.statistics;
   if (kind === "house") {
+    if (epoch !== told.epoch) {  // another server: its c1 is not the one that was here before
+      house.clear();
+      byId("life").close();
+    }
+    epoch = told.epoch;
     house.show(told);
-    unshown = told.unshown;
     byId("mark").style.left = `${told.shed_at * 100}%`;
   }
   for (const event of told.events ?? []) {
@@ -52,11 +56,14 @@ function hear(kind, told) {
 function tidings(event) {
   const who = [event.connection, event.user].filter(Boolean).join(" of ");
   const changes = event.changes && Object.entries(event.changes).map(([name, value]) => `${name} ${value}`).join(", ");
-  const what = event.text ?? event.error ?? changes ?? event.outcome ?? event.limit ?? event.stuck_at ?? "";
-  return `${event.at.slice(11, 19)} ${event.event.replaceAll("_", " ")} ${event.order ?? ""} ${who} ${what}`.replace(/ +/g, " ");
+  const what = event.text || event.error || changes || event.outcome || event.limit || event.stuck_at || "";
+  const name = [event.event.replaceAll("_", " "), event.order, event.run, event.name].filter(Boolean).join(" ");
+  return `${event.at.slice(11, 19)} ${name} ${who} ${what}`.replace(/ +/g, " ");
 }
 
 function figures() {
+  document.body.classList.remove("lost");
+  house.resize(now.per_user_limit);
   byId("here").textContent = now.connections.toLocaleString("en");
   byId("most").textContent = now.total_limit.toLocaleString("en");
   const share = now.connections / now.total_limit;
@@ -71,8 +78,9 @@ function figures() {
     box.classList.toggle("bad", name === "stuck" && now.stuck > 0);
     return box;
   }));
-  byId("empty").hidden = house.seats.size > 0;
-  byId("unshown").hidden = !unshown;
+  const unshown = now.connections - [...house.users.values()].reduce((sum, user) => sum + user.seats.size, 0);
+  byId("empty").hidden = now.connections > 0;
+  byId("unshown").hidden = unshown <= 0;
   byId("unshown").textContent = `and ${unshown} more that are not drawn`;
   const high = share >= Number.parseFloat(byId("mark").style.left) / 100;
   fill.classList.toggle("high", high);
@@ -83,6 +91,10 @@ function figures() {
 }
 
 function state(word, text) {
+  if (word === "lost") {
+    document.body.classList.add("lost");
+    now = null;
+  }
   const place = byId("state");
   if (place.textContent !== text) place.textContent = text;
   place.dataset.state = word;
@@ -120,13 +132,17 @@ addEventListener("resize", () => charts.forEach((chart) => chart.draw()));
 
 const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, seconds * 1000));
 
+const seen = () => new Promise((resolve) => document.addEventListener("visibilitychange", resolve, { once: true }));
+
 async function watch() {
   for (let tries = 0; ; tries++) {
+    while (document.hidden) await seen();
     try {
       await listen((kind, told) => { tries = 0; hear(kind, told); });
       state("lost", "the server has gone; looking for it …");
     } catch (error) {
-      if (error instanceof Declined && [401, 403].includes(error.status)) return login(error.message);
+      if (error instanceof Declined && error.status === 401) return login(token.get() ? error.message : "");
+      if (document.hidden) continue;
       state("lost", error instanceof Declined ? error.message : "the server is not there; looking for it …");
     }
     before = null;
@@ -143,7 +159,11 @@ function login(why) {
 
 byId("login").onsubmit = (event) => {
   event.preventDefault();
-  token.set(byId("token").value);
+  try {
+    token.set(byId("token").value);
+  } catch (error) {
+    return login(error.message);
+  }
   byId("login").hidden = true;
   watch();
 };
