@@ -96,8 +96,8 @@ MUTANTS: dict[str, Mutant] = {
         "_decisions.admission", "    return next(reversed(roster.claims))", "    return next(iter(roster.claims))"
     ),
     "raising seats nobody": Mutant(LEDGER, "for heir in list(roster.seats.heirs):", "for heir in ():"),
-    "other times are not looked at": Mutant(
-        LEDGER, "                self._act(stay, due[1])\n", "                pass\n"
+    "other times are not counted": Mutant(
+        LEDGER, "            self._retime(stay)\n        return", "            pass\n        return"
     ),
     "a limiter keeps the tokens it had": Mutant(
         "_decisions.seats", "        self.maximum = maximum\n        self._fit()\n", "        self.maximum = maximum\n"
