@@ -623,4 +623,4 @@ def run_all(examples: int) -> None:
     for function in FUNCTIONS:
         function(examples)
     for machine in MACHINES:
-        run_machine(machine, examples // 3)
+        run_machine(machine, examples)

@@ -47,7 +47,7 @@ def page(browser: Any) -> Iterator[Any]:
     tab.on("pageerror", lambda error: said.append(str(error)))
     yield tab
     context.close()
-    network = ("net::", "status of 401", "status of 403", "WebSocket connection to")
+    network = ("Failed to load resource", "WebSocket connection to")
     assert [line for line in said if not any(word in line for word in network)] == []
 
 
