@@ -19,12 +19,12 @@ from tests.serving import Process, frame
 IDLE = 1000
 SECONDS = 5.0
 RATE = 50
-ROUNDS = 5
+ROUNDS = 3
 
 
 def cost(viewers: int) -> tuple[float, float]:
     """CPU seconds per second: of a house in which nothing happens, and of one in which people come and go."""
-    with Process("--total", "2000", "--log-level", "warning") as server, ExitStack() as stack:
+    with Process("--total", "2000") as server, ExitStack() as stack:
         subject = Subject("ours", server.process.pid, server.port)
         crowd = stack.enter_context(Crowd(subject))
         crowd.join(IDLE)
