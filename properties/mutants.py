@@ -112,7 +112,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     # runs
     "one run too many": Mutant("_decisions.runs", "if here >= limits.runs:", "if here > limits.runs:"),
-    "a run that is over still counts": Mutant("_decisions.runs", "        self._share[errand.user] -= 1\n", ""),
+    "a run that is over still counts": Mutant("_decisions.runs", "        self.shares[errand.user] -= 1\n", ""),
     "a run that is over is still there": Mutant("_decisions.runs", "        del self.active[errand.id]\n", ""),
     "runs outlive their user": Mutant(
         "_mechanisms.keeper", "            user.nursery.cancel_scope.cancel()\n            if", "            if"

@@ -151,10 +151,10 @@ async def everything_happens(house: House) -> None:
     await trio.sleep(150)
     await house.supervisor.shed()
     house.supervisor.report("request", RuntimeError("reported"))
-    house.supervisor.tell(
+    house.supervisor.post(
         events.TurnedAway(at=trio.current_time(), peer="192.0.2.1", status=400, error="bad_request", text="nonsense")
     )
-    house.supervisor.tell(
+    house.supervisor.post(
         events.Ordered(
             at=trio.current_time(), peer="127.0.0.1", order="shed", body="{}", status=200, outcome="closed 1"
         )

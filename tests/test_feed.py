@@ -210,7 +210,7 @@ async def test_an_event_that_cannot_be_spelled_hurts_nobody(caplog: pytest.LogCa
             raise RuntimeError("no")
 
     async with open_server() as server, looking(server) as viewer:
-        server.supervisor.tell(Strange(at=trio.current_time(), what=Mute()))
+        server.supervisor.post(Strange(at=trio.current_time(), what=Mute()))
         assert (await viewer.until("strange"))["what"] == "(it cannot be spelled)"
         server.feed._changes.append(None)  # type: ignore[arg-type]  # something that nobody has thought of
         await enter(server.supervisor)

@@ -86,7 +86,7 @@ class Ledger:
 
     def __attrs_post_init__(self) -> None:
         self.runs = Runs(self.bulletin)
-        self.attempts = _attempts(self.limits)
+        self.attempts = RateBook.of(self.limits.connect_rate_user)
 
     # -- coming ------------------------------------------------------------------------------------------------
 
@@ -430,7 +430,7 @@ class Ledger:
         """These from now on. Who waits for what is free now gets it; returns those who were beyond, and leave."""
         before, self.limits = self.limits, limits
         if limits.connect_rate_user != before.connect_rate_user:
-            self.attempts = _attempts(limits)
+            self.attempts = RateBook.of(limits.connect_rate_user)
         for user in self.users.values():
             user.roster.seats.resize(limits.per_user)
         self.total.seats.resize(limits.total)
@@ -465,14 +465,17 @@ class Ledger:
 
     def _retime(self, stay: Stay) -> None:
         """Count anew when its time is over; its age it keeps."""
-        age = trio.current_time() - stay.opened_at
-        stay.ends_at, stay.ends_for = lifetime(stay.identity, self.limits, stay.opened_at, time.time() - age)
-        self._rearm(stay)
+        self._count_lifetime(stay, self.limits)
         for _ in (CloseReason.IDLE, CloseReason.LIFETIME):  # over already: now, and not when the keeper looks
             due = expiry(stay, self.limits)
             if stay.stage is Stage.CLAIM and due[0] <= trio.current_time():
                 self._act(stay, due[1])
         stay.host.ring_by(max(self._due(stay), trio.current_time()))  # an alarm for the past would seem to ring late
+
+    def _count_lifetime(self, stay: Stay, limits: Limits) -> None:
+        age = trio.current_time() - stay.opened_at
+        stay.ends_at, stay.ends_for = lifetime(stay.identity, limits, stay.opened_at, time.time() - age)
+        self._rearm(stay)
 
     # -- keeping time ------------------------------------------------------------------------------------------
 
@@ -513,10 +516,7 @@ class Ledger:
         self._spare(stay, reason)
         stay.spared_at = trio.current_time()
         if reason is CloseReason.LIFETIME:
-            endless = attrs.evolve(self.limits, lifetime=math.inf)
-            stay.ends_at, stay.ends_for = lifetime(
-                stay.identity, endless, stay.opened_at, time.time() - (stay.spared_at - stay.opened_at)
-            )
+            self._count_lifetime(stay, attrs.evolve(self.limits, lifetime=math.inf))
         self._rearm(stay)
         stay.host.ring_by(self._due(stay))
 
@@ -623,7 +623,3 @@ class Ledger:
     @staticmethod
     def _timed(user: User) -> tuple[Stay, ...]:
         return tuple(stay for stage in ENDING for stay in user.roster.files[stage])
-
-
-def _attempts(limits: Limits) -> RateBook | None:
-    return None if limits.connect_rate_user is None else RateBook(limits.connect_rate_user)

@@ -24,6 +24,11 @@ class RateBook:
     #: When each bucket is full again, in the order of the last visit.
     _full_at: OrderedDict[Hashable, float] = attrs.field(factory=OrderedDict)
 
+    @classmethod
+    def of(cls, rate: Rate | None) -> RateBook | None:
+        """A book for a rate, if there is one."""
+        return None if rate is None else cls(rate)
+
     def __len__(self) -> int:
         return len(self._full_at)
 

@@ -56,8 +56,8 @@ class Runs:
 
     bulletin: Bulletin
     active: dict[str, Errand] = attrs.field(factory=dict)
-    #: Of each name, those of a user who is gone and came back included.
-    _share: Counter[str] = attrs.field(factory=Counter)
+    #: How many each user has, those included that ignore that they were gone in between.
+    shares: Counter[str] = attrs.field(factory=Counter)
     _numbers: Iterator[int] = attrs.field(factory=lambda: count(1))
 
     def number(self) -> str:
@@ -67,10 +67,10 @@ class Runs:
     @step
     def begin(self, errand: Errand, limits: Limits) -> None:
         """One more, or `RunLimitReached`."""
-        here = self._share[errand.user]
+        here = self.shares[errand.user]
         if here >= limits.runs:
             raise RunLimitReached(errand.user, here, limits.runs)
-        self._share[errand.user] += 1
+        self.shares[errand.user] += 1
         assert errand.host is not None
         self.active[errand.id] = errand
         errand.host.runs[errand.id] = errand
@@ -83,9 +83,9 @@ class Runs:
             return
         errand.outcome, errand.task = outcome, None
         del self.active[errand.id]
-        self._share[errand.user] -= 1
-        if not self._share[errand.user]:
-            del self._share[errand.user]
+        self.shares[errand.user] -= 1
+        if not self.shares[errand.user]:
+            del self.shares[errand.user]
         self._file(errand)
         errand.over.set()
         now = trio.current_time()
@@ -123,14 +123,9 @@ class Runs:
                     )
                 )
 
-    def share(self) -> Counter[str]:
-        """How many each user has, counted anew."""
+    def counted(self) -> Counter[str]:
+        """The shares, counted anew."""
         return Counter(errand.user for errand in self.active.values())
-
-    @property
-    def shares(self) -> Counter[str]:
-        """How many each user is said to have."""
-        return self._share
 
     @staticmethod
     def _file(errand: Errand) -> None:

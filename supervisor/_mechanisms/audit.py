@@ -36,7 +36,7 @@ def _inconsistencies(ledger: Ledger) -> Iterator[str]:
         yield f"{ledger.queued.bytes} bytes are said to be queued in all, and that is not their sum"
     if ledger.histories.bytes != ledger.histories.counted():
         yield f"{ledger.histories.bytes} bytes are said to be kept of what was told, and that is not their sum"
-    if ledger.runs.shares != ledger.runs.share():
+    if ledger.runs.shares != ledger.runs.counted():
         yield "the runs of each user are miscounted"
     for run in ledger.runs.active.values():
         if run.outcome is not None or run.host is None:

@@ -137,7 +137,10 @@ class Supervisor:
         return Audience(self._ledger, Group("room", room))
 
     def run(self, run: Hashable) -> Audience:
-        """Those who follow one run."""
+        """Those who follow something of the application's own by this name, see `Connection.follow`.
+
+        Not the followers of a `Run`: it knows those itself, so that no name that a client may choose leads to them.
+        """
         return Audience(self._ledger, Group("run", run))
 
     @enable_ki_protection
@@ -223,7 +226,7 @@ class Supervisor:
 
         return unsubscribe
 
-    def tell(self, event: Event) -> None:
+    def post(self, event: Event) -> None:
         """Tell all subscribers of something that is no connection's: what a server sees, say."""
         self._ledger.post(event)
 

@@ -86,7 +86,7 @@ class Api:
             status, outcome = refusal.status if isinstance(refusal, Refused) else 404, str(refusal)
             raise
         finally:
-            self.supervisor.tell(
+            self.supervisor.post(
                 Ordered(
                     at=trio.current_time(),
                     peer=request.peer,

@@ -131,7 +131,7 @@ class Server:
 
     def turned_away(self, peer: str, refusal: Refused, request: str | None = None) -> None:
         """A request is refused before it is known whose it is."""
-        self.supervisor.tell(
+        self.supervisor.post(
             TurnedAway(
                 at=trio.current_time(),
                 peer=peer,
@@ -197,7 +197,7 @@ class Server:
     def follow(self, event: Event) -> None:
         """A subscriber: other limits are other limits for addresses, too."""
         if isinstance(event, LimitsChanged) and event.before.connect_rate_address != event.after.connect_rate_address:
-            self.attempts = _attempts(event.after)
+            self.attempts = RateBook.of(event.after.connect_rate_address)
 
     def _wire(self, exchange: Exchange, peer: str, upgrade: Upgrade) -> Wire:
         supervisor = self.supervisor
@@ -262,10 +262,6 @@ def _page(path: str) -> tuple[bytes, str]:
     return _PAGE.joinpath(name).read_bytes(), _KINDS[name.rpartition(".")[2]]
 
 
-def _attempts(limits: Limits) -> RateBook | None:
-    return None if limits.connect_rate_address is None else RateBook(limits.connect_rate_address)
-
-
 def open_metrics(supervisor: Supervisor) -> Metrics | None:
     """What ``/metrics`` answers; None without the extra ``metrics``."""
     try:
@@ -324,7 +320,7 @@ async def serve(
                 metrics = open_metrics(supervisor)
                 if metrics is not None:
                     nursery.start_soon(metrics.watch_lag, name="lag")
-                attempts = _attempts(limits)
+                attempts = RateBook.of(limits.connect_rate_address)
                 server = Server(supervisor, handler, options, listeners, shutdown, engine, attempts, metrics)
                 subscribers: list[Subscriber] = [server.recorder, server.feed, server.follow, *open_tracing(options)]
                 for subscriber in subscribers:

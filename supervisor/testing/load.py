@@ -7,7 +7,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 
 import attrs
 import trio
@@ -167,24 +167,18 @@ class Answering:
 
     async def ask(self, message: str) -> bool:
         """Say it, and wait for the answer; False if there will be none."""
-        try:
-            with trio.fail_after(PATIENCE), self.outcome.step():
-                await self.client.say(message)
-                await self.client.hear()
-        except EOFError:
-            self.outcome.closed[self.client.code or 0] += 1
-            return False
-        except trio.TooSlowError:
-            self.outcome.failures["no answer"] += 1
-            return False
-        return True
+        return await self._hear("", message, self.outcome.step())
 
     async def greet(self) -> bool:
         """Get over what the server says by itself: say something that is known again, and wait for it."""
         mark = f"greeting {id(self):x}"
-        await self.client.say(json.dumps({"op": "ping", "ref": mark}))
+        return await self._hear(mark, json.dumps({"op": "ping", "ref": mark}), nullcontext())
+
+    async def _hear(self, mark: str, message: str, step: AbstractContextManager[None]) -> bool:
+        """Say `message`, and wait for one that has `mark` in it."""
         try:
-            with trio.fail_after(PATIENCE):
+            with trio.fail_after(PATIENCE), step:
+                await self.client.say(message)
                 while mark not in str(await self.client.hear()):
                     pass
         except EOFError:

@@ -58,6 +58,7 @@ def plot(comparisons: list[Comparison], place: Path) -> None:
     """A picture: one row of bars for each load, the spread as whiskers."""
     import matplotlib.pyplot as plt
 
+    plt.rcParams["svg.fonttype"] = "none"  # text stays text
     rows = len(comparisons)
     figure, axes = plt.subplots(rows, 1, figsize=(9, 2.4 * rows), squeeze=False)
     for axis, comparison in zip(axes[:, 0], comparisons, strict=True):
