@@ -36,7 +36,7 @@ class Mutant:
     after: str
 
 
-LEDGER, LIFECYCLE = "_decisions.ledger", "_mechanisms.lifecycle"
+BOOKS, LEDGER, LIFECYCLE = "_decisions.books", "_decisions.ledger", "_mechanisms.lifecycle"
 MUTANTS: dict[str, Mutant] = {
     # limits
     "the limit is off by one": Mutant("_decisions.roster", "len(self.claims) >= self", "len(self.claims) > self"),
@@ -58,7 +58,7 @@ MUTANTS: dict[str, Mutant] = {
         LEDGER, "self._leave(verdict.evict, CloseReason.EVICTED, verdict.sentence, policy=verdict.policy)", "pass"
     ),
     "the evicted are not cancelled": Mutant(
-        LEDGER, "            stay.scope.cancel(stay.end.text)\n        stay.host", "            pass\n        stay.host"
+        BOOKS, "            stay.scope.cancel(stay.end.text)\n        stay.host", "            pass\n        stay.host"
     ),
     "newcomers who wait count as stuck": Mutant("_decisions.stay", "self.begun and self.stage", "self.stage"),
     "draining, and still admitting": Mutant(
@@ -80,12 +80,12 @@ MUTANTS: dict[str, Mutant] = {
     "an heir is forgotten": Mutant("_decisions.seats", "        return self.heir\n", "        return None\n"),
     "the slow keep their seats": Mutant(LEDGER, "                self._give_back(slow)", "                pass"),
     "who waits is not promoted": Mutant(
-        LEDGER,
+        BOOKS,
         "if self.limits.enforce and self.total.full:\n                return",
         "if True:\n                return",
     ),
     "last come, first served": Mutant(
-        LEDGER,
+        BOOKS,
         "for stay in list(self.total.files[Stage.QUEUED]):\n            if self.limits",
         "for stay in reversed(list(self.total.files[Stage.QUEUED])):\n            if self.limits",
     ),
@@ -134,13 +134,13 @@ MUTANTS: dict[str, Mutant] = {
         "_decisions.backlog", "if not self.first - 1 <= number <= self.last:", "if not number <= self.last:"
     ),
     # indexes
-    "rooms are not left": Mutant(LEDGER, "        self.memberships.leave_all(stay)\n", ""),
+    "rooms are not left": Mutant(BOOKS, "        self.memberships.leave_all(stay)\n", ""),
     "a membership is forgotten on one side": Mutant(
         "_decisions.memberships", "        del members[stay]\n", "        members.get(stay)\n"
     ),
     "an empty room goes on": Mutant("_decisions.memberships", "        if not members:\n", "        if False:\n"),
     "another key for cleaning up": Mutant(
-        LEDGER, "del self.connections[stay.id]", "self.connections.pop(stay.host.name, None)"
+        BOOKS, "del self.connections[stay.id]", "self.connections.pop(stay.host.name, None)"
     ),
     "users are never closed": Mutant(
         LEDGER, "        del self.users[user.name]\n        return True", "        return False"
@@ -151,17 +151,17 @@ MUTANTS: dict[str, Mutant] = {
     "nobody is forgotten": Mutant(LEDGER, "        self._refile(stay, Stage.GONE)\n", ""),
     # ends
     "closed twice": Mutant(
-        LEDGER,
+        BOOKS,
         "            self.bulletin.post(stay.closed)\n",
         "            self.bulletin.post(stay.closed)\n            self.bulletin.post(stay.closed)\n",
     ),
     "the last reason wins": Mutant(
-        LEDGER, "        if stay.end is not None:\n            return False\n        now", "        now"
+        BOOKS, "        if stay.end is not None:\n            return False\n        now", "        now"
     ),
     "closing has no bound of its own": Mutant(LIFECYCLE, "deadline=since + ledger.timeouts.close", "deadline=math.inf"),
     "nobody is set aside": Mutant(LEDGER, "            self._set_aside(stay)\n", "            pass\n"),
     "the set aside keep their seat": Mutant(
-        LEDGER,
+        BOOKS,
         "        self._give_back(stay)\n        self._refile(stay, Stage.STUCK)",
         "        self._refile(stay, Stage.STUCK)",
     ),
@@ -202,7 +202,7 @@ MUTANTS: dict[str, Mutant] = {
     "activity is not kept in order": Mutant(LEDGER, "            self.total.by_activity.move_to_end(stay)\n", ""),
     "nobody is pinged": Mutant(LEDGER, "            self._of_wire(stay, stay.wire.ping)\n", ""),
     "the mute are never found": Mutant("_decisions.dues", "if silent_since < stay.pinged_at:", "if False:"),
-    "handlers have no deadline of their own": Mutant(LEDGER, "if stay.begun and stay.scope is not None:", "if False:"),
+    "handlers have no deadline of their own": Mutant(BOOKS, "if stay.begun and stay.scope is not None:", "if False:"),
     # by hand
     "disconnecting one user ends everybody": Mutant(
         "_mechanisms.supervisor",

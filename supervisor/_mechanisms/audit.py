@@ -9,8 +9,9 @@ from itertools import pairwise
 import attrs
 import trio
 
+from .._decisions.books import SLACK
 from .._decisions.dues import expiry, next_due
-from .._decisions.ledger import SLACK, Ledger
+from .._decisions.ledger import Ledger
 from .._decisions.roster import FILES, Roster
 from .._decisions.stay import Stage, Stay, User
 from .._words.events import Audited, Failed
