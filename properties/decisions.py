@@ -139,7 +139,8 @@ class MembershipsMachine(RuleBasedStateMachine):
 
     @rule(who=who)
     def leave_all(self, who: int) -> None:
-        self.memberships.leave_all(self.stays[who])
+        for group in list(self.stays[who].groups):
+            assert self.memberships.leave(self.stays[who], group)
         self.pairs = {pair: metadata for pair, metadata in self.pairs.items() if pair[0] != who}
 
     @invariant()

@@ -134,7 +134,7 @@ MUTANTS: dict[str, Mutant] = {
         "_decisions.backlog", "if not self.first - 1 <= number <= self.last:", "if not number <= self.last:"
     ),
     # indexes
-    "rooms are not left": Mutant(BOOKS, "        self.memberships.leave_all(stay)\n", ""),
+    "rooms are not left": Mutant(BOOKS, "            self._part(stay, group)\n", "            pass\n"),
     "a membership is forgotten on one side": Mutant(
         "_decisions.memberships", "        del members[stay]\n", "        members.get(stay)\n"
     ),

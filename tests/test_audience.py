@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import trio
 
-from supervisor import ConnectionClosed, Limits, RoomLimitReached
+from supervisor import ConnectionClosed, Limits, RoomLimitReached, events
 from supervisor.testing import FaultWire
 from tests.helpers import open_house, settle
 
@@ -27,6 +29,78 @@ async def test_a_room_has_its_members_and_no_others(autojump_clock) -> None:
         assert not ann.leave("lobby")
         bob.close()
         assert (room.members, house.supervisor.rooms()) == ((), ())  # at once, not when it is gone
+
+
+@pytest.mark.req("R10")
+async def test_who_watches_rooms_is_told_of_everybody_whatever_ends_them(autojump_clock) -> None:
+    async with open_house() as house:
+        told = []
+
+        def watch(room, joined, left) -> None:
+            told.append((room.group.name, dict(joined), dict(left)))
+
+        for _ in range(2):  # once, however often it asks
+            house.supervisor.watch_rooms(watch)
+        ann, bob, cid = [await house.enter(user) for user in ("ann", "bob", "cid")]
+        for conn in (ann, bob, cid):
+            conn.join("hall", conn.user)
+        bob.join("hall", "bob")  # which changes nothing
+        bob.join("hall", "robert")
+        joined = [("hall", {ann: "ann"}, {}), ("hall", {bob: "bob"}, {}), ("hall", {cid: "cid"}, {})]
+        assert told == [*joined, ("hall", {bob: "robert"}, {})]
+        told.clear()
+        ann.leave("hall")
+        ann.join("attic")
+        await house.supervisor.disconnect_all()  # of each room once
+        assert told[:2] == [("hall", {}, {ann: "ann"}), ("attic", {ann: None}, {})]
+        assert told[2:] == [("attic", {}, {ann: None}), ("hall", {}, {bob: "robert", cid: "cid"})]
+
+
+def lingerer(seconds: float):
+    async def handler(conn) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(seconds)
+
+    return handler
+
+
+@pytest.mark.req("R39")
+async def test_a_take_over_does_not_flap(autojump_clock) -> None:
+    async with open_house(limits=Limits(per_user=1, rooms=2)) as house:
+        told: list[Any] = []
+        house.supervisor.watch_rooms(lambda room, joined, left: told.append((room.group.name, joined, left)))
+        old = await house.enter(session="phone")
+        for room in ("a", "b"):
+            old.join(room, {"in": room})
+        old.follow("run")
+        told.clear()
+        new = await house.enter(session="phone", takes_over=True, handler=lingerer(0.05))
+        assert told == [("a", {new: {"in": "a"}}, {old: {"in": "a"}}), ("b", {new: {"in": "b"}}, {old: {"in": "b"}})]
+        assert new.rooms == ("a", "b")
+        assert house.supervisor.run("run").members == ()  # it asks for that itself, from a number on
+        told.clear()
+        with trio.move_on_after(0.01) as impatience:  # one who takes over, and is gone before it has a seat
+            await house.enter(session="phone", takes_over=True)
+        assert impatience.cancelled_caught
+        assert house.supervisor.rooms() == ()
+        assert [(room, len(joined), len(left)) for room, joined, left in told] == [
+            *(("a", 1, 1), ("b", 1, 1)),
+            *(("a", 0, 1), ("b", 0, 1)),
+        ]
+
+
+async def test_a_watcher_that_fails_hurts_nobody(autojump_clock) -> None:
+    async with open_house() as house:
+
+        def fails(room, joined, left) -> None:
+            raise ValueError("watcher")
+
+        house.supervisor.watch_rooms(fails)
+        (await house.enter()).join("hall")
+        assert [event.what for event in house.told(events.Failed)] == ["watcher"]
 
 
 async def test_a_membership_can_last_for_a_block(autojump_clock) -> None:

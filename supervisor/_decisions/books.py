@@ -6,7 +6,7 @@ None of them is a step by itself, and nobody but the ledger makes them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from itertools import count
 from typing import Any
 
@@ -22,7 +22,7 @@ from .blockage import blocked_at
 from .bulletin import Bulletin
 from .dues import expiry, lifetime, next_due
 from .histories import Histories
-from .memberships import Memberships
+from .memberships import Group, Memberships, is_room
 from .outbox import Queued
 from .ranking import Ranking
 from .rates import RateBook
@@ -140,7 +140,8 @@ class Books:
         self.bulletin.post(
             events.Leaving(at=now, connection=stay.id, identity=stay.identity, end=stay.end, policy=policy)
         )
-        self.memberships.leave_all(stay)
+        for group in list(stay.groups):
+            self._part(stay, group)
         self._refile(stay, Stage.LEAVING)
         if not self.open and not stay.host.roster.claims:
             self.runs.cancel(stay.host)
@@ -189,6 +190,18 @@ class Books:
         else:
             self._refused(stay, Superseded(end.text, end.reason))
 
+    # -- belonging ---------------------------------------------------------------------------------------------
+
+    def _belong(self, stay: Stay, group: Group, metadata: Any) -> None:
+        if is_room(group) and self.bulletin.watchers and _news(stay, group, metadata):
+            self.bulletin.diff(group.name).came(stay, metadata)
+        self.memberships.join(stay, group, metadata)
+
+    def _part(self, stay: Stay, group: Hashable) -> bool:
+        if is_room(group) and group in stay.groups:
+            self.bulletin.diff(group.name).went(stay, stay.groups[group])
+        return self.memberships.leave(stay, group)
+
     # -- time --------------------------------------------------------------------------------------------------
 
     def _due(self, stay: Stay) -> float:
@@ -228,3 +241,7 @@ class Books:
                     identity=stay.identity,
                 )
             )
+
+
+def _news(stay: Stay, group: Group, metadata: Any) -> bool:
+    return group not in stay.groups or bool(stay.groups[group] != metadata)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import attrs
@@ -35,7 +36,7 @@ from .admission import Admit, Verdict, Wait, decide, victim
 from .books import Books
 from .bulletin import step
 from .dues import Act, expiry, lifetime, next_due, patience
-from .memberships import Group
+from .memberships import Group, is_room
 from .rates import RateBook
 from .roster import Roster
 from .shedding import excess, reclaimable
@@ -82,8 +83,7 @@ class Ledger(Books):
                 raise self._refused(stay, limited)
             self._spare(stay, limited.reason, str(limited))
         user = self.users.get(name)
-        if user is not None and stay.identity.takes_over and stay.identity.session is not None:
-            self._take_over(user, stay.identity.session)
+        inherited = {} if user is None else self._take_over(user, stay.identity)
         if user is not None:
             self._emergency(f"user {name!r}", user.roster)
         self._emergency("total", self.total)
@@ -96,6 +96,8 @@ class Ledger(Books):
             if verdict.evict is not None:
                 self._leave(verdict.evict, CloseReason.EVICTED, verdict.sentence, policy=verdict.policy)
             self._enter(stay, Stage.CLAIM)
+            for group, metadata in inherited.items():
+                self._belong(stay, group, metadata)
             self._take_seats(stay)
         elif isinstance(verdict, Wait) and len(self.total.files[Stage.QUEUED]) < self.limits.lobby:
             self._enter(stay, Stage.QUEUED)
@@ -107,11 +109,16 @@ class Ledger(Books):
             finally:
                 del verdict  # which would hold the error that holds this frame
 
-    def _take_over(self, user: User, session: str) -> None:
-        for stage in (Stage.CLAIM, Stage.QUEUED):
-            for older in list(user.roster.files[stage]):
-                if older.identity.session == session:
-                    self._leave(older, CloseReason.TAKEN_OVER)
+    def _take_over(self, user: User, identity: Identity) -> dict[Group, Any]:
+        """End what `identity` takes over; returns the rooms it was in, which nobody in them sees being left."""
+        rooms: dict[Group, Any] = {}
+        if identity.takes_over and identity.session is not None:
+            for stage in (Stage.CLAIM, Stage.QUEUED):
+                for older in list(user.roster.files[stage]):
+                    if older.identity.session == identity.session:
+                        rooms |= {group: metadata for group, metadata in older.groups.items() if is_room(group)}
+                        self._leave(older, CloseReason.TAKEN_OVER)
+        return dict(islice(rooms.items(), self.limits.rooms))
 
     def _spare_all(self, stay: Stay, verdict: Verdict) -> Admit:
         """Limits are only watched: say what this verdict would have done, and let `stay` in."""
@@ -182,13 +189,13 @@ class Ledger(Books):
         """Make `stay` a member of `group`; False if it is leaving already."""
         if stay.end is not None:
             return False
-        if group.kind == "room" and group not in stay.groups:
+        if is_room(group) and group not in stay.groups:
             self._may_join(stay, group)
-        self.memberships.join(stay, group, metadata)
+        self._belong(stay, group, metadata)
         return True
 
     def _may_join(self, stay: Stay, group: Group) -> None:
-        theirs = sum(isinstance(other, Group) and other.kind == "room" for other in stay.groups)
+        theirs = sum(map(is_room, stay.groups))
         if theirs >= self.limits.rooms:
             raise RoomLimitReached("per connection", theirs, self.limits.rooms)
         total = self.memberships.rooms
@@ -198,7 +205,7 @@ class Ledger(Books):
     @step
     def part(self, stay: Stay, group: Group) -> bool:
         """End one membership of `stay`; False if there was none."""
-        return self.memberships.leave(stay, group)
+        return self._part(stay, group)
 
     # -- leaving -----------------------------------------------------------------------------------------------
 
@@ -214,6 +221,13 @@ class Ledger(Books):
         left = self._leave(stay, reason, text, code=code, grace=grace)
         self._promote()
         return left
+
+    @step
+    def leave_all(self, stays: Iterable[Stay], reason: CloseReason) -> None:
+        """The funnel for many at once: rooms hear of all of them at once, too."""
+        for stay in tuple(stays):
+            self._leave(stay, reason)
+        self._promote()
 
     @step
     def give_up_waiting(self, stay: Stay) -> Refused:

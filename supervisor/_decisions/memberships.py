@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import attrs
 
@@ -15,6 +15,11 @@ class Group(NamedTuple):
 
     kind: str
     name: Hashable
+
+
+def is_room(group: Hashable) -> TypeGuard[Group]:
+    """Whether that is what it is a key of."""
+    return isinstance(group, Group) and group.kind == "room"
 
 
 @attrs.define
@@ -33,7 +38,7 @@ class Memberships:
         members = self.groups.get(group)
         if members is None:
             members = self.groups[group] = {}
-            self.rooms += group.kind == "room"
+            self.rooms += is_room(group)
         members[stay] = None
         stay.groups[group] = metadata
 
@@ -46,13 +51,8 @@ class Memberships:
         del members[stay]
         if not members:
             del self.groups[group]
-            self.rooms -= isinstance(group, Group) and group.kind == "room"
+            self.rooms -= is_room(group)
         return True
-
-    def leave_all(self, stay: Stay) -> None:
-        """End every membership of `stay`."""
-        for group in list(stay.groups):
-            self.leave(stay, group)
 
     def members(self, group: Hashable) -> tuple[Stay, ...]:
         """A snapshot, in order of joining."""

@@ -46,6 +46,8 @@ class Errand:
     task: trio.lowlevel.Task | None = attrs.field(default=None, init=False, repr=False)
     outcome: Outcome | None = attrs.field(default=None, init=False)
     over: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
+    #: What the request had to be known by that has begun it, so that one whose reply is lost does not begin another.
+    known_by: str | int | None = attrs.field(default=None, init=False)
     #: ``file:line`` if it has ignored its cancellation.
     stuck_at: str | None = attrs.field(default=None, init=False)
 

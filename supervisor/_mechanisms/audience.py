@@ -31,6 +31,10 @@ class Audience:
             stays = self._ledger.memberships.members(self.group)
         return cast("tuple[Connection, ...]", stays)
 
+    def __contains__(self, conn: Connection) -> bool:
+        """Whether `conn` belongs to it now."""
+        return conn in self.members if self.group.kind == "user" else self.group in conn.groups
+
     @property
     def presence(self) -> dict[Connection, Any]:
         """The members with the metadata that each joined with."""

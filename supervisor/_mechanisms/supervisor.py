@@ -17,6 +17,7 @@ from .._decisions.backlog import Backlog
 from .._decisions.bulletin import Subscriber
 from .._decisions.ledger import ENDING, Ledger
 from .._decisions.memberships import Group
+from .._decisions.presence import Diff
 from .._decisions.roster import Roster
 from .._decisions.stay import Stage, Stay
 from .._engines.borrowed import Borrowed, refuse
@@ -39,6 +40,9 @@ from .tally import Statistics, Tally, take_statistics
 
 P = ParamSpec("P")
 Handler = Callable[[Connection], Awaitable[None]]
+#: Members of a room, with their metadata there.
+RoomShare = dict[Connection, Any]
+RoomWatcher = Callable[[Audience, RoomShare, RoomShare], None]
 #: A drain that has a rate closes so many times per second.
 _WAVES_PER_SECOND = 10
 
@@ -226,6 +230,20 @@ class Supervisor:
 
         return unsubscribe
 
+    def watch_rooms(self, watcher: RoomWatcher) -> None:
+        """Have ``watcher(room, joined, left)`` called whenever connections have come to a room, or left it.
+
+        `joined` and `left` map connections to their metadata there; who changes it has joined, too. Called like a
+        subscriber, of each room once for all that a step has changed: a take-over is one call, with both. The same
+        watcher is registered once, however often it asks.
+        """
+
+        def tell(diff: Diff) -> None:
+            joined, left = cast("RoomShare", diff.joined), cast("RoomShare", diff.left)
+            watcher(self.room(diff.room), joined, left)
+
+        self._ledger.bulletin.watchers.setdefault(watcher, tell)
+
     def post(self, event: Event) -> None:
         """Tell all subscribers of something that is no connection's: what a server sees, say."""
         self._ledger.post(event)
@@ -298,8 +316,7 @@ class Supervisor:
         ledger.post(DrainStarted(at=trio.current_time(), connections=connections))
         with trio.move_on_after(seconds):
             await self._leave_in_waves(everybody, rate)
-        for stay in everybody:
-            ledger.leave(stay, CloseReason.RESTART)
+        ledger.leave_all(everybody, CloseReason.RESTART)
         closed = await _gone(everybody)
         stuck = sum(record.stuck_at is not None for record in closed)
         ledger.post(DrainFinished(at=trio.current_time(), closed=len(closed), stuck=stuck))
@@ -325,13 +342,11 @@ class Supervisor:
         for first in range(0, len(everybody), max(1, size)):
             if first:
                 await trio.sleep(size / rate)
-            for stay in everybody[first : first + size]:
-                self._ledger.leave(stay, CloseReason.RESTART)
+            self._ledger.leave_all(everybody[first : first + size], CloseReason.RESTART)
 
     async def _end(self, chosen: Iterable[Stay], reason: CloseReason) -> tuple[Closed, ...]:
         leaving = tuple(chosen)
-        for stay in leaving:
-            self._ledger.leave(stay, reason)
+        self._ledger.leave_all(leaving, reason)
         return await _gone(leaving)
 
 
@@ -373,8 +388,7 @@ async def open_supervisor(
             yield supervisor
         finally:
             ledger.shut()
-            for conn in supervisor.connections():
-                ledger.leave(conn, CloseReason.GOING_AWAY)
+            ledger.leave_all(ledger.total.claims, CloseReason.GOING_AWAY)
             nursery.cancel_scope.cancel()
 
 

@@ -14,6 +14,7 @@ from .._mechanisms.audience import Audience
 from .._mechanisms.connection import Connection, Message
 from .._mechanisms.run import Run
 from .._words.errors import NotFound, Refused, RoomLimitReached, RunLimitReached
+from .._words.frames import Frame as Notice
 from .._words.identity import MAX_NAME
 from .cards import spelled
 from .demo import demo
@@ -50,18 +51,26 @@ class Hub:
     async def __call__(self, conn: Connection) -> None:
         """Serve one connection until it leaves."""
         guest = Guest(conn, self)
+        conn.supervisor.watch_rooms(announce)
         await conn.send(encode(guest.welcome()))
-        try:
-            async for message in conn:
-                answer = await guest.answer(message)
-                await conn.send(encode(answer))
-                if guest.mistakes >= MAX_MISTAKES:
-                    conn.close(4501, "too many malformed frames")
-        finally:
-            guest.leave_all()
+        async for message in conn:
+            answer = await guest.answer(message)
+            await conn.send(encode(answer))
+            if guest.mistakes >= MAX_MISTAKES:
+                conn.close(4501, "too many malformed frames")
 
 
 hub = Hub({"demo": demo})
+
+
+def announce(room: Audience, joined: Mapping[Connection, Any], left: Mapping[Connection, Any]) -> None:
+    """Tell a room's members who has come and who has gone; those who have come know."""
+    if isinstance(room.group.name, str):  # another name is the application's own, and no client's
+        cards = {name: [_card(*one) for one in those.items()] for name, those in (("joined", joined), ("left", left))}
+        notice = Notice(encode({"type": "presence", "room": room.group.name, **cards}))
+        for member in room.members:
+            if member not in joined:
+                member.send_nowait(notice)
 
 
 def encode(frame: Frame) -> str:
@@ -96,10 +105,8 @@ class Guest:
     conn: Connection
     hub: Hub
     mistakes: int = 0
-    #: It has been told what was said to its user while it was away.
-    recovered: bool = False
-    #: Those it has joined, with its metadata there; who stays must be told when it has left them already.
-    rooms: dict[str, Any] = attrs.field(factory=dict)
+    #: Whose messages it has been told that it had missed: once for each coming.
+    recovered: set[Audience] = attrs.field(factory=set)
 
     def welcome(self) -> Frame:
         """The first frame that a client gets."""
@@ -119,7 +126,7 @@ class Guest:
         ref = None
         try:
             frame = decode(message)
-            ref = _ref(frame)
+            ref = _identifier(frame, "ref")
             operation = frame.get("op")
             if not isinstance(operation, str) or operation not in OPERATIONS:
                 raise Mistake(f"op must be one of {', '.join(OPERATIONS)}")
@@ -135,53 +142,54 @@ class Guest:
         self._ask("join", room)
         if len(encode({"": metadata})) > MAX_METADATA:
             raise Mistake(f"metadata has at most {MAX_METADATA} bytes")
-        comes = room not in self.rooms
-        if comes or self.rooms[room] != metadata:
-            try:
-                self.conn.join(room, metadata)
-            except RoomLimitReached as limit:
-                raise _mistake("limit_reached", str(limit)) from None
-            self.rooms[room] = metadata
-            self._tell(room, joined=[_card(self.conn, metadata)], left=[])
-        told = self._recover(self.conn.supervisor.room(room), frame, again=not comes)
-        return {"room": room, "members": len(self.conn.supervisor.room(room).members), **told}
+        try:
+            self.conn.join(room, metadata)
+        except RoomLimitReached as limit:
+            raise _mistake("limit_reached", str(limit)) from None
+        audience = self.conn.supervisor.room(room)
+        return {"room": room, "members": len(audience.members), **self._recover(audience, frame)}
 
     def leave(self, frame: Frame) -> Frame:
         """Stop being a member, and tell those who stay."""
         room = _name(frame, "room")
-        if room not in self.rooms:
+        if not self.conn.leave(room):
             raise Mistake("not a member of this room")
-        self._leave(room)
+        self.recovered.discard(self.conn.supervisor.room(room))
         return {"room": room}
 
     def publish(self, frame: Frame) -> Frame:
         """A message to every other member of a room one is in."""
         room = _name(frame, "room")
-        if room not in self.rooms:
+        audience = self.conn.supervisor.room(room)
+        if self.conn not in audience:
             raise Mistake("join a room to publish in it")
         self._ask("publish", room)
         message = {"type": "message", "room": room, "from": self.conn.user, "data": _data(frame)}
-        audience = self.conn.supervisor.room(room)
-        return {"room": room, "delivered": self._deliver(audience, message), "seq": audience.last}
+        return {"room": room, "delivered": self._deliver(audience, message, frame), "seq": audience.last}
 
     def send(self, frame: Frame) -> Frame:
         """A message to all connections of one user."""
         user = _name(frame, "user")
         self._ask("send", user)
         message = {"type": "message", "user": user, "from": self.conn.user, "data": _data(frame)}
-        return {"user": user, "delivered": self._deliver(self.conn.supervisor.user(user), message)}
+        return {"user": user, "delivered": self._deliver(self.conn.supervisor.user(user), message, frame)}
 
-    def _deliver(self, audience: Audience, message: Frame) -> int:
-        return audience.tell(lambda number: encode({**message, "seq": number}), exclude=self.conn)
+    def _deliver(self, audience: Audience, message: Frame, frame: Frame) -> int:
+        """Tell all others; oneself, too, if the message has an ``id`` to be known by when its reply is lost."""
+        known_by = _identifier(frame, "id")
+        if known_by is None:
+            return audience.tell(lambda number: encode({**message, "seq": number}), exclude=self.conn)
+        return audience.tell(lambda number: encode({**message, "id": known_by, "seq": number}))
 
     def recover(self, frame: Frame) -> Frame:
         """What was told to one's user after ``seq``."""
-        again, self.recovered = self.recovered, True
-        return self._recover(self.conn.supervisor.user(self.conn.user), {"seq": 0, **frame}, again=again)
+        return self._recover(self.conn.supervisor.user(self.conn.user), {"seq": 0, **frame})
 
-    def _recover(self, audience: Audience, frame: Frame, *, again: bool) -> Frame:
+    def _recover(self, audience: Audience, frame: Frame) -> Frame:
         """Send what was missed, if that is asked for, but once; the number and the epoch to come back with."""
         told = {"seq": audience.last, "epoch": EPOCH}
+        again = audience in self.recovered
+        self.recovered.add(audience)
         if "seq" not in frame:
             return told
         number = frame["seq"]
@@ -206,12 +214,21 @@ class Guest:
         self._ask("run", name)
         data = frame.get("data")
         encode({"": data})  # which it may not be
-        try:
-            run = self.conn.supervisor.start_run(self.conn.user, self.hub.agents[name], data)
-        except RunLimitReached as limit:
-            raise _mistake("limit_reached", str(limit)) from None
+        run = self._run(name, data, _identifier(frame, "id"))
         run.follow(self.conn, 0)
         return {"run": run.id}
+
+    def _run(self, agent: str, data: Any, known_by: str | int | None) -> Run:
+        """A new one; or the one that was begun by the same request, whose reply was lost."""
+        for run in self.conn.supervisor.runs(self.conn.user):
+            if known_by is not None and run.known_by == known_by:
+                return run
+        try:
+            run = self.conn.supervisor.start_run(self.conn.user, self.hub.agents[agent], data)
+        except RunLimitReached as limit:
+            raise _mistake("limit_reached", str(limit)) from None
+        run.known_by = known_by
+        return run
 
     def follow(self, frame: Frame) -> Frame:
         """Be told what a run of one's own says; and what it has said after ``seq``, if that is still known."""
@@ -248,20 +265,6 @@ class Guest:
         except (Refused, NotFound) as refusal:
             error = refusal.error if isinstance(refusal, Refused) else "not_found"
             raise _mistake(error, str(refusal)) from None
-
-    def leave_all(self) -> None:
-        """The connection is leaving: the rooms it was in are told."""
-        for room in list(self.rooms):
-            self._leave(room)
-
-    def _leave(self, room: str) -> None:
-        metadata = self.rooms.pop(room)
-        self.conn.leave(room)
-        self._tell(room, joined=[], left=[_card(self.conn, metadata)])
-
-    def _tell(self, room: str, *, joined: list[Frame], left: list[Frame]) -> None:
-        notice = encode({"type": "presence", "room": room, "joined": joined, "left": left})
-        self.conn.supervisor.room(room).publish(notice, exclude=self.conn)
 
     def _ask(self, op: str, name: str) -> None:
         if self.hub.may is not None and not self.hub.may(self.conn, op, name):
@@ -301,11 +304,11 @@ def _name(frame: Frame, field: str) -> str:
     return name
 
 
-def _ref(frame: Frame) -> str | int | None:
-    ref = frame.get("ref")
-    if ref is not None and not (isinstance(ref, str | int) and len(str(ref)) <= MAX_NAME):
-        raise Mistake(f"ref must be a string of at most {MAX_NAME} characters, or a whole number")
-    return ref
+def _identifier(frame: Frame, field: str) -> str | int | None:
+    chosen = frame.get(field)
+    if chosen is not None and not (isinstance(chosen, str | int) and len(str(chosen)) <= MAX_NAME):
+        raise Mistake(f"{field} must be a string of at most {MAX_NAME} characters, or a whole number")
+    return chosen
 
 
 def _data(frame: Frame) -> Any:

@@ -16,6 +16,7 @@ import trio
 
 from .._decisions.dues import next_due
 from .._decisions.stay import Stage
+from .._mechanisms.audience import Audience
 from .._mechanisms.connection import Connection
 from .._mechanisms.run import Run
 from .._mechanisms.supervisor import Handler, Supervisor, open_supervisor
@@ -83,6 +84,8 @@ class World(trio.abc.Instrument):
     steps: int = 0
     running: Counter[str] = attrs.field(factory=Counter)
     stuck_runs: int = 0
+    #: Members of rooms, as those who watch are told.
+    seen: dict[Any, set[Connection]] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         self.limits = Limits(
@@ -118,6 +121,8 @@ class World(trio.abc.Instrument):
         self.problems += self.supervisor.audit()
         self.model.compare(self.supervisor)
         ledger, now = self.supervisor._ledger, trio.current_time()
+        if self.seen != {room: set(self.supervisor.room(room).members) for room in self.supervisor.rooms()}:
+            self.problems.append(f"who watches rooms believes {self.seen}")
         for stay in (*ledger.total.files[Stage.CLAIM], *ledger.total.files[Stage.LEAVING]):
             due, what = next_due(stay, ledger.limits, ledger.timeouts)
             if due < now - HAIR:
@@ -207,6 +212,11 @@ class World(trio.abc.Instrument):
             self.model.limiting(attrs.evolve(supervisor.limits, **changes))
             await supervisor.set_limits(**changes)
 
+    def _see(self, room: Audience, joined: dict[Connection, Any], left: dict[Connection, Any]) -> None:
+        members = self.seen.pop(room.group.name, set()) - left.keys() | joined.keys()
+        if members:
+            self.seen[room.group.name] = members
+
     def _count_runs(self, event: object) -> None:
         match event:
             case RunStarted(user=user):
@@ -228,6 +238,7 @@ class World(trio.abc.Instrument):
                     self.supervisor = supervisor
                     supervisor.subscribe(self.model)
                     supervisor.subscribe(self._count_runs)
+                    supervisor.watch_rooms(self._see)
                     if self.rng.random() < 0.3:
                         supervisor.subscribe(_fails)
                     for _ in range(self.rng.randint(3, 20)):
