@@ -10,7 +10,18 @@ import pytest
 import supervisor
 
 ROOT = Path(supervisor.__file__).parent
-FLOORS = ["_words", "_engines", "_decisions", "_mechanisms", "_server", "testing", "pytest_plugin", "cli", "__main__"]
+FLOORS = [
+    "_words",
+    "_engines",
+    "_decisions",
+    "_mechanisms",
+    "_server",
+    "client",
+    "testing",
+    "pytest_plugin",
+    "cli",
+    "__main__",
+]
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
 

@@ -37,7 +37,7 @@ async def test_join_publish_presence_and_leave() -> None:
         assert (await ann.message())["left"] == [joined]
         await ann.say(op="send", user="bob", data="direct")
         assert (await ann.message())["delivered"] == 1
-        assert await bob.message() == {"type": "message", "user": "bob", "from": "ann", "data": "direct", "seq": 2}
+        assert await bob.message() == {"type": "message", "user": "bob", "from": "ann", "data": "direct", "seq": 1}
         await ann.say(op="ping", ref=9)
         assert await ann.message() == {"type": "reply", "ref": 9, "pong": True}
 

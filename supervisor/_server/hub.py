@@ -215,8 +215,8 @@ class Guest:
         data = frame.get("data")
         encode({"": data})  # which it may not be
         run = self._run(name, data, _identifier(frame, "id"))
-        run.follow(self.conn, 0)
-        return {"run": run.id}
+        complete = run.follow(self.conn, 0)
+        return _told_of(run, complete=complete)
 
     def _run(self, agent: str, data: Any, known_by: str | int | None) -> Run:
         """A new one; or the one that was begun by the same request, whose reply was lost."""
@@ -235,9 +235,7 @@ class Guest:
         run, after = self._find_run(frame), frame.get("seq")
         if after is not None and not (isinstance(after, int) and not isinstance(after, bool) and after >= 0):
             raise Mistake("seq must be a whole number, the last that is known; 0 for none")
-        complete = run.follow(self.conn, after)
-        outcome = None if run.outcome is None else run.outcome.value
-        return {"run": run.id, "seq": run.backlog.last, "complete": complete, "outcome": outcome}
+        return _told_of(run, complete=run.follow(self.conn, after))
 
     def cancel(self, frame: Frame) -> Frame:
         """End a run of one's own."""
@@ -289,6 +287,11 @@ OPERATIONS: dict[str, Callable[[Guest, Frame], Frame | Awaitable[Frame]]] = {
 def _card(conn: Connection, metadata: Any) -> Frame:
     card = {"connection": conn.id, "user": conn.user}
     return card if metadata is None else {**card, "metadata": metadata}
+
+
+def _told_of(run: Run, *, complete: bool) -> Frame:
+    outcome = None if run.outcome is None else run.outcome.value
+    return {"run": run.id, "seq": run.backlog.last, "complete": complete, "outcome": outcome}
 
 
 def _mistake(error: str, text: str) -> Mistake:

@@ -7,6 +7,11 @@ import enum
 import attrs
 
 
+def may_return(code: int) -> bool:
+    """Whether a client that reconnects by itself should do so after this close code."""
+    return code in (1001, 1006, 1011, 1012, 1013) or 4000 <= code < 4500
+
+
 class CloseReason(enum.Enum):
     """Why a connection ended. The first reason wins and is kept.
 
@@ -56,7 +61,7 @@ class CloseReason(enum.Enum):
     @property
     def may_return(self) -> bool:
         """Whether a client that reconnects by itself should do so."""
-        return self.code in (1001, 1006, 1011, 1012, 1013) or 4000 <= self.code < 4500
+        return may_return(self.code)
 
     @property
     def on_wire(self) -> bool:
