@@ -59,6 +59,9 @@ class Options:
     of a wrong length is a `BadRequest`; whatever else it raises is reported as a failure, and answered with 500."""
     forwarded_allow_ips: tuple[Network, ...] = attrs.field(default=(), converter=networks)
     """Proxies, as addresses or networks, whose ``X-Forwarded-For`` and ``-Proto`` are believed; ``*``: any."""
+    page: str | None = None
+    """A folder whose files are served at ``/``, with an ``index.html``, instead of the live page, which stays at
+    ``/page/``. Nothing below it is served. The client for it is ``/page/hub.js``."""
     tracing: bool = False
     """A span for each connection, given to OpenTelemetry's global provider; needs the extra ``opentelemetry``."""
     admin_token: str | None = attrs.field(default=None, repr=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.resources
 import inspect
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
@@ -38,6 +37,7 @@ from .hub import hub
 from .identify import identify_anonymous
 from .lobby import Lobby
 from .options import ENGINES, Options, Revokes
+from .pages import Pages
 from .pressure import Pressure
 from .signals import Shutdown, watch_signals
 
@@ -47,19 +47,6 @@ if TYPE_CHECKING:
 
 #: Makes a wire of a stream, its peer's address, what was agreed on, limits and ``timeouts.write_progress``.
 Engine = Callable[[Stream, str, Upgrade, Limits, float], Wire]
-
-_KINDS = {
-    "html": "text/html; charset=utf-8",
-    "css": "text/css; charset=utf-8",
-    "svg": "image/svg+xml",
-    "js": "text/javascript; charset=utf-8",
-}
-_PAGE = importlib.resources.files(__package__).joinpath("page")
-_PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'; "
-    "require-trusted-types-for 'script'",
-    "Referrer-Policy": "no-referrer",
-}
 
 
 @attrs.define(eq=False)
@@ -80,9 +67,11 @@ class Server:
     recorder: Recorder = attrs.field(factory=Recorder)
     feed: Feed = attrs.field(init=False)
     api: Api = attrs.field(init=False)
+    pages: Pages = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.feed, self.api = Feed(self.supervisor), Api(self.supervisor, self.recorder)
+        self.pages = Pages(self.options.page)
 
     @property
     def port(self) -> int:
@@ -238,8 +227,7 @@ class Server:
             status = 503 if complaints else 200
             await exchange.answer_json(status, {"ready": not complaints, "because": list(complaints)})
         else:
-            content, content_type = _page(request.path)
-            await exchange.answer(200, content, {"Content-Type": content_type, **_PAGE_HEADERS})
+            await exchange.answer(200, *self.pages.find(request.path))
 
 
 def open_tracing(options: Options) -> tuple[Tracing, ...]:
@@ -252,14 +240,6 @@ def open_tracing(options: Options) -> tuple[Tracing, ...]:
         needed = "pip install 'websocket-supervisor[opentelemetry]'"
         raise ValueError(f"tracing needs an extra: {needed}") from missing
     return (Tracing(),)
-
-
-def _page(path: str) -> tuple[bytes, str]:
-    """A part of the page, and what it is."""
-    name = "index.html" if path == "/" else path.removeprefix("/page/")
-    if name not in {part.name for part in _PAGE.iterdir()} or name == path:
-        raise NotFound(f"nothing at {path!r}")
-    return _PAGE.joinpath(name).read_bytes(), _KINDS[name.rpartition(".")[2]]
 
 
 def open_metrics(supervisor: Supervisor) -> Metrics | None:

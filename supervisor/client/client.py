@@ -6,7 +6,8 @@ import contextlib
 import json
 import secrets
 import ssl
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from functools import partial
 from typing import Any
 
 import attrs
@@ -55,13 +56,12 @@ class Client:
         place.metadata = metadata
         place.present = (place.present or {}) if presence else None
         try:
-            answer = await self._ask({"op": "join", "room": room, "metadata": metadata}, Again.SAFE)
+            frame = {"op": "join", "room": room, "metadata": metadata}
+            answer = await self._ask(frame, Again.SAFE, partial(self._talk.settle_room, room))
         except RequestFailed:
             if not place.joined:
                 self._talk.rooms.pop(room, None)
             raise
-        self._talk.settle_room(room, answer)
-        self._line.wake()
         return int(answer["members"])
 
     async def leave(self, room: str) -> None:
@@ -98,32 +98,29 @@ class Client:
         of this user was there for longer than the server lingers, the work has been cancelled, and is begun anew.
         """
         frame = {"op": "run", "agent": agent, "data": data, "id": self._talk.name()}
-        answer = await self._ask(frame, Again.KNOWN)
-        self._talk.begin_run(answer["run"], answer)
-        return str(answer["run"])
+        return str((await self._ask(frame, Again.KNOWN, self._talk.begin_run))["run"])
 
     async def follow(self, run: str, after: int = 0) -> str | None:
         """Hear what `run` has said after number `after`, and says; returns how it has ended, None if it has not."""
         self._talk.runs.setdefault(run, Sequence(after))
         try:
-            answer = await self._ask({"op": "follow", "run": run, "seq": after}, Again.SAFE)
+            frame = {"op": "follow", "run": run, "seq": after}
+            outcome: str | None = (await self._ask(frame, Again.SAFE, self._talk.settle_run))["outcome"]
         except RequestFailed:
             self._talk.runs.pop(run, None)
             raise
-        self._talk.settle_run(run, answer)
-        outcome: str | None = answer["outcome"]
         return outcome
 
     async def cancel(self, run: str) -> bool:
         """End a run; False if it was over."""
         return bool((await self._ask({"op": "cancel", "run": run}, Again.SAFE))["cancelled"])
 
-    async def _ask(self, frame: Frame, again: Again) -> Frame:
+    async def _ask(self, frame: Frame, again: Again, then: Callable[[Frame], None] | None = None) -> Frame:
         if self._inbox.closed is not None:
             raise self._inbox.closed
         json.dumps(frame, allow_nan=False)  # what is not for JSON fails here, in the hands of who has said it
         requests = self._talk.requests
-        ref = requests.make(frame, again)
+        ref = requests.make(frame, again, then)
         request = requests.waiting[ref]
         self._line.wake()
         try:

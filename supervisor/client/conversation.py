@@ -161,15 +161,16 @@ class Conversation:
 
         def restored(answer: Frame) -> None:
             if answer["type"] == "reply":
-                self.settle_run(run, answer)
+                self.settle_run(answer)
             elif self.runs.pop(run, None) is not None:
                 self._hand_on(sequence.restart(), run=run)
                 self.tell(RunEvent(run, "run_ended", {"outcome": None}, 0))
 
         self._restore({"op": "follow", "run": run, "seq": sequence.last}, restored)
 
-    def settle_run(self, run: str, answer: Frame) -> None:
-        """All that was still known of `run` has been heard; if it is over, that is to be told in any case."""
+    def settle_run(self, answer: Frame) -> None:
+        """All that was still known of a run has been heard; if it is over, that is to be told in any case."""
+        run = answer["run"]
         sequence = self.runs.get(run)
         if sequence is not None:
             self._hand_on(sequence.settle(answer["seq"]), run=run)
@@ -196,13 +197,14 @@ class Conversation:
             if any(request.frame["op"] == "run" for request in self.requests.waiting.values()):
                 self._ended_early.add(event.run)
 
-    def begin_run(self, run: str, answer: Frame) -> None:
+    def begin_run(self, answer: Frame) -> None:
         """A run of ours has begun, now or by an earlier request; we may have heard all of it already."""
+        run = answer["run"]
         if run in self._ended_early:
             self._ended_early.remove(run)
         else:
             self.runs.setdefault(run, Sequence(0))
-            self.settle_run(run, answer)
+            self.settle_run(answer)
 
     def _hear_presence(self, frame: Frame) -> None:
         room = self.rooms.get(frame["room"])

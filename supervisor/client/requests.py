@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections import OrderedDict, deque
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from itertools import count
 from typing import Any
 
@@ -48,6 +48,8 @@ class Request:
 
     frame: Frame
     again: Again
+    #: What is done with the answer before anything else is heard.
+    then: Callable[[Frame], None] | None = None
     sent: bool = False
     #: Sent on an earlier connection, and to be looked for among the messages of its room.
     doubtful: bool = False
@@ -57,6 +59,8 @@ class Request:
 
     def succeed(self, answer: Frame) -> None:
         """It was done."""
+        if self.then is not None:
+            self.then(answer)
         self.answer = answer
         self.over.set()
 
@@ -75,10 +79,10 @@ class Requests:
     _next: deque[int] = attrs.field(factory=deque)
     _numbers: Iterator[int] = attrs.field(factory=lambda: count(1))
 
-    def make(self, frame: Frame, again: Again) -> int:
+    def make(self, frame: Frame, again: Again, then: Callable[[Frame], None] | None = None) -> int:
         """One more; its ``ref``."""
         ref = next(self._numbers)
-        self.waiting[ref] = Request({**frame, "ref": ref}, again)
+        self.waiting[ref] = Request({**frame, "ref": ref}, again, then)
         self._next.append(ref)
         return ref
 

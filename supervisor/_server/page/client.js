@@ -1,61 +1,53 @@
-// A small client to try the server with: some connections of one user, in one room.
+// A client to try the server with: some connections of one user, in one room, each as if it were a tab of its own.
 
-// Another application than the hub may say anything.
-function frameOf(data) {
-  try {
-    return JSON.parse(data);
-  } catch {
-    return { type: "other", data: typeof data === "string" ? data : "binary" };
-  }
-}
+import { Hub } from "./hub.js";
 
 export class Client {
   constructor(say) {
     this.say = say;
-    this.sockets = new Set();
+    this.tabs = new Map();
     this.opened = 0;
   }
 
   connect(user, room) {
     const tab = ++this.opened;
-    const scheme = location.protocol === "https:" ? "wss" : "ws";
-    const socket = new WebSocket(`${scheme}://${location.host}/ws?user=${encodeURIComponent(user)}`, "supervisor.v1.json");
-    this.sockets.add(socket);
-    socket.onopen = () => socket.send(JSON.stringify({ op: "join", room }));
-    socket.onmessage = (event) => this.hear(tab, frameOf(event.data));
-    socket.onclose = (event) => {
-      this.sockets.delete(socket);
-      const refused = event.code === 1006 ? "refused, or the connection was lost" : `${event.code} ${event.reason}`;
-      this.say(`tab ${tab} closed: ${refused}`, event.code >= 4000 || event.code === 1006);
-    };
+    const hub = new Hub(`/ws?user=${encodeURIComponent(user)}`, (happening) => this.hear(tab, happening));
+    this.tabs.set(tab, hub);
+    this.tell(tab, hub.join(room));
   }
 
-  hear(tab, frame) {
-    switch (frame.type) {
-      case "welcome": return this.say(`tab ${tab} is ${frame.connection} of ${frame.user}`);
-      case "message": return this.say(`tab ${tab} ← ${frame.from ?? "the server"}: ${JSON.stringify(frame.data)}`);
-      case "run": return this.say(`tab ${tab} ← ${frame.run} #${frame.seq} ${frame.event} ${JSON.stringify(frame.data)}`);
-      case "presence": return;
-      case "reply": return frame.delivered !== undefined && this.say(`tab ${tab}: ${frame.delivered} have it`);
-      default: return this.say(`tab ${tab} ← ${JSON.stringify(frame)}`, frame.type === "error");
+  hear(tab, it) {
+    const from = `tab ${tab} ←`;
+    switch (it.type) {
+      case "connected": return this.say(`tab ${tab} is ${it.connection} of ${it.user}${it.again ? ", again" : ""}`);
+      case "disconnected": return this.say(`tab ${tab} lost: ${it.code} ${it.text}; comes back in ${(it.retryIn / 1000).toFixed(1)} s`, true);
+      case "dismissed": this.tabs.delete(tab); return this.say(`tab ${tab} closed: ${it.code} ${it.text}`, it.code >= 4000);
+      case "message": return this.say(`${from} ${it.from ?? "the server"}: ${JSON.stringify(it.data)}`);
+      case "run": return this.say(`${from} ${it.run} #${it.seq} ${it.event} ${JSON.stringify(it.data)}`);
+      default: return this.say(`${from} ${JSON.stringify(it)}`, true);
     }
   }
 
+  // What is asked of the newest tab that is connected.
+  ask(wish) {
+    const [tab, hub] = [...this.tabs].findLast(([, one]) => one.welcomed) ?? [];
+    if (hub) this.tell(tab, wish(hub));
+    else this.say("connect first", true);
+  }
+
   publish(room, data) {
-    this.send({ op: "publish", room, data });
+    this.ask((hub) => hub.publish(room, data));
   }
 
   run(agent, data) {
-    this.send({ op: "run", agent, data });
+    this.ask((hub) => hub.run(agent, data));
   }
 
-  send(frame) {
-    const socket = [...this.sockets].findLast((one) => one.readyState === WebSocket.OPEN);
-    if (!socket) return this.say("connect first", true);
-    socket.send(JSON.stringify(frame));
+  tell(tab, promise) {
+    promise.catch((error) => this.say(`tab ${tab}: ${error.message}`, true));
   }
 
   leave() {
-    for (const socket of this.sockets) socket.close(1000);
+    for (const hub of this.tabs.values()) hub.close();
   }
 }
