@@ -16,7 +16,6 @@ from tests.proxy import Cut, Proxy, open_proxy
 from tests.serving import open_server
 
 NAMES = ("ann", "bob", "cid")
-END = "end"
 
 
 async def counting(run, data) -> int:
@@ -31,7 +30,8 @@ async def counting(run, data) -> int:
 class Talker:
     """One client, what it has said, and what it has heard."""
 
-    client: Client
+    user: str
+    client: Client | None = None
     #: What it has said in the room, with the number it was told, or None if nobody knows.
     said: list[tuple[str, int | None]] = attrs.field(factory=list)
     heard: list[Message] = attrs.field(factory=list)
@@ -43,6 +43,7 @@ class Talker:
     reached: trio.Event = attrs.field(factory=trio.Event)
 
     async def listen(self) -> None:
+        assert self.client is not None
         async for it in self.client:
             match it:
                 case Message():
@@ -66,20 +67,17 @@ class Talker:
         number = 0
         while not until.is_set():
             number += 1
-            await self.say(f"{self.client.user} {number}")
+            await self.say(f"{self.user} {number}")
             if number % 20 == 5:
                 await self.begin()
             if number % 5 == 0:
                 await trio.sleep(0.002)
-        await self.say(END)
 
     async def say(self, text: str) -> None:
         try:
             self.said.append((text, await self.client.publish("room", text)))
         except OutcomeUnknown:
             self.said.append((text, None))
-            if text == END:
-                await self.say(END)
 
     async def begin(self) -> None:
         try:
@@ -88,22 +86,27 @@ class Talker:
             self.begun.append(None)
 
 
+#: What a server needs to have three of them cut off at once.
+LIMITS: dict[str, Any] = {"per_user": 1, "runs": 100}
+hub = Hub({"counting": counting})
+
+
 async def converse(cuts: Iterator[Cut], **limits: Any) -> tuple[Proxy, list[Talker], list[Message]]:
     """Have three clients talk through a proxy until it has nothing left to cut; who is never cut writes it down."""
     settings: dict[str, Any] = {
-        "limits": Limits(per_user=1, runs=100, connect_rate_address=None, connect_rate_user=None, **limits),
+        "limits": Limits(**LIMITS, **limits),
         "policies": Policies(overflow_user=Overflow.REJECT),  # so that only a take-over gets in
         "timeouts": Timeouts(linger=30),
     }
     async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(open_server(Hub({"counting": counting}), **settings))
+        server = await stack.enter_async_context(open_server(hub, **settings))
         proxy = await stack.enter_async_context(open_proxy(server.port, cuts))
         nursery = await stack.enter_async_context(trio.open_nursery())
 
         async def enter(name: str, port: int) -> Talker:
             url = f"ws://127.0.0.1:{port}/ws?user={name}"
             client = await stack.enter_async_context(open_client(url, longest_pause=0.01, heartbeat=0.2, patience=0.2))
-            talker = Talker(client)
+            talker = Talker(name, client)
             nursery.start_soon(talker.listen)
             await client.join("room")
             return talker
@@ -127,7 +130,7 @@ def judge(talkers: list[Talker], record: list[Message]) -> None:
     """Everybody has heard what was said, once, in order, and been told of what they have not."""
     numbers = [message.seq for message in record]
     assert numbers == list(range(1, len(numbers) + 1))
-    texts = [f"{message.sender}: {message.data}" for message in record if message.data != END]
+    texts = [f"{message.sender}: {message.data}" for message in record]
     assert len(set(texts)) == len(texts), "said twice"
     by_number = {message.seq: message for message in record}
     for talker in talkers:
@@ -142,8 +145,8 @@ def judge(talkers: list[Talker], record: list[Message]) -> None:
             assert message == by_number[message.seq]
         for text, number in talker.said:
             if number is not None:
-                assert (by_number[number].data, by_number[number].sender) == (text, talker.client.user)
-        mine = [message.data for message in record if message.sender == talker.client.user]
+                assert (by_number[number].data, by_number[number].sender) == (text, talker.user)
+        mine = [message.data for message in record if message.sender == talker.user]
         certain = [text for text, number in talker.said if number is not None]
         assert [text for text in mine if text in certain] == certain, "its own order"
         for run, events in talker.runs.items():
