@@ -65,7 +65,7 @@ class Talker:
 
     async def talk(self, until: trio.Event) -> None:
         number = 0
-        while not until.is_set():
+        while not until.is_set() or number < 10:
             number += 1
             await self.say(f"{self.user} {number}")
             if number % 20 == 5:

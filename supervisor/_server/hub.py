@@ -52,6 +52,7 @@ class Hub:
         """Serve one connection until it leaves."""
         guest = Guest(conn, self)
         conn.supervisor.watch_rooms(announce)
+        guest.leave_forbidden()
         await conn.send(encode(guest.welcome()))
         async for message in conn:
             answer = await guest.answer(message)
@@ -148,6 +149,12 @@ class Guest:
             raise _mistake("limit_reached", str(limit)) from None
         audience = self.conn.supervisor.room(room)
         return {"room": room, "members": len(audience.members), **self._recover(audience, frame)}
+
+    def leave_forbidden(self) -> None:
+        """Rooms that it was in before a take-over, and may not be in any more."""
+        for room in self.conn.rooms:
+            if self.hub.may is not None and not self.hub.may(self.conn, "join", room):
+                self.conn.leave(room)
 
     def leave(self, frame: Frame) -> Frame:
         """Stop being a member, and tell those who stay."""

@@ -43,7 +43,7 @@ class End:
 
     code: int
     text: str
-    retry_after: float = 0.0
+    retry_after: float | None = None
 
 
 @attrs.define(eq=False)
@@ -168,7 +168,8 @@ def _refusal(socket: WebSocketClient) -> End:
     """What an HTTP answer means in close codes; a server's own is in its body, a proxy's must be guessed."""
     try:
         body = json.loads(socket.text)
-        return End(int(body["close_code"]), str(body["detail"]), float(body["retry_after"] or 0))
+        wait = body["retry_after"]
+        return End(int(body["close_code"]), str(body["detail"]), None if wait is None else float(wait))
     except (ValueError, TypeError, KeyError):
         reason = CloseReason.UNAUTHORIZED if 400 <= socket.status < 500 else CloseReason.OVERLOAD
         return End(reason.code, f"HTTP {socket.status}")

@@ -17,14 +17,15 @@ _EVERYBODY = frozenset({CloseReason.RESTART.code, CloseReason.OVERLOAD.code, Clo
 
 
 def pause(
-    code: int, attempt: int, retry_after: float = 0.0, *, longest: float = LONGEST, rng: random.Random
+    code: int, attempt: int, retry_after: float | None = None, *, longest: float = LONGEST, rng: random.Random
 ) -> float | None:
     """Seconds until the next attempt after an end with `code`; None if there must be none.
 
     `attempt` counts those that were no success: 0 for the first. Whom a server sends away together with all others
-    (1001, 1012, 1013) spreads the first return over `SPREAD` seconds.
+    (1001, 1012, 1013) spreads the first return over `SPREAD` seconds. Who is refused and told `retry_after` may come
+    back in any case, not earlier.
     """
-    if not may_return(code):
+    if retry_after is None and not may_return(code):
         return None
     reach = SPREAD if code in _EVERYBODY else FIRST
-    return retry_after + rng.uniform(0, min(longest, reach * 2.0 ** min(attempt, 30)))
+    return (retry_after or 0.0) + rng.uniform(0, min(longest, reach * 2.0 ** min(attempt, 30)))
