@@ -119,7 +119,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     # histories
     "a history begins anew with one": Mutant(
-        "_decisions.histories", "            history.backlog.last = self._greatest\n", ""
+        "_decisions.histories", "            history.backlog.last = self._forgotten\n", ""
     ),
     "what is too old is told": Mutant(
         "_decisions.histories", "            self.backlog.drop_oldest()\n", "            pass\n"

@@ -188,7 +188,7 @@ class Witness:
     def _testify(self, *args: object) -> None:
         raise Seen(currently_ki_protected())
 
-    __getattr__ = __setattr__ = __sub__ = _testify
+    __getattr__ = __setattr__ = __sub__ = __iter__ = _testify
 
 
 #: `credentials` and `next_look` write nothing; what `post` does is seen by subscribers.

@@ -40,6 +40,7 @@ from supervisor.client import (
 )
 from supervisor.client.inbox import MOST
 from supervisor.client.returning import FIRST, SPREAD, pause
+from supervisor.client.sequence import Missing, Sequence
 from tests.cutting import converse, hub, judge
 from tests.proxy import Cut, Manner, open_proxy
 from tests.serving import file_descriptors, open_server, settled, tasks
@@ -185,10 +186,11 @@ async def test_who_has_no_credential_is_told_so() -> None:
 
 async def test_a_server_that_refuses_for_now_is_asked_again() -> None:
     async with open_server(limits=Limits(per_user=1), policies=Policies(overflow_user=Overflow.REJECT)) as server:
-        async with open_client(url_of(server)) as first, open_client(url_of(server), longest_pause=0.01) as second:
+        async with open_client(url_of(server)) as first:
             await first.join("r")
-            refused = await next_of(second, Disconnected)
-            assert (refused.code, refused.retry_in >= 1) == (4504, True)
+            async with open_client(url_of(server), longest_pause=0.01) as second:
+                refused = await next_of(second, Disconnected)
+                assert (refused.code, refused.retry_in >= 1) == (4504, True)
 
 
 @pytest.mark.req("R39")
@@ -353,3 +355,35 @@ def test_those_who_are_sent_away_together_come_back_spread() -> None:
     waits = sorted(pause(1012, 0, rng=random.Random(seed)) or 0.0 for seed in range(1000))
     for share in (0.25, 0.5, 0.75):
         assert abs(waits[int(1000 * share)] - SPREAD * share) < 0.3
+
+
+@pytest.mark.req("R39")
+async def test_a_run_may_be_followed_before_there_is_a_connection() -> None:
+    async with open_server(hub) as server:
+        url = f"ws://127.0.0.1:{server.port}/ws?user=ann"
+        async with open_client(url, session=None) as one, open_client(url, session=None) as other:
+            run = await one.run("counting", 3)
+            while getattr(await anext(one), "event", None) != "run_ended":
+                pass
+            async with open_client(url, session=None) as late:
+                assert await late.follow(run) == "completed"
+                told = [await anext(late) for _ in range(5)]
+            assert isinstance(told[0], Connected)
+            assert [event.seq for event in told[1:]] == [1, 2, 3, 4]
+            assert other.user == "ann"
+
+
+# -- the numbers of one audience -------------------------------------------------------------------------------
+
+
+def test_what_has_come_while_something_was_missing_is_not_missing() -> None:
+    sequence: Sequence[str] = Sequence(1)
+    sequence.recover()
+    assert sequence.hear(5, "five") == []
+    sequence.recover()  # cut once more
+    assert sequence.hear(6, "six") == []
+    assert sequence.settle(6) == [Missing(1, 4), "five", "six"]
+    assert sequence.hear(8, "eight") == [Missing(6, 7), "eight"]
+    assert sequence.restart() == [Missing(8, None)]
+    assert sequence.restart() == []
+    assert sequence.hear(3, "three") == ["three"]

@@ -591,3 +591,55 @@ async def test_nothing_is_kept_of_thousands_who_are_gone(autojump_clock) -> None
         trios = ("trio.", "builtins.tuple")  # it keeps deadlines that are over
         assert not [name for name in more if not name.startswith(trios)], more
         assert (len(supervisor._ledger.attempts), supervisor.statistics().users) == (1, 0)
+
+
+@pytest.mark.req("A55")
+async def test_nobody_comes_back_for_what_is_not_theirs() -> None:
+    """Numbers that were never given, other people's sessions and runs, and one session twice at the same time."""
+    async with besieged(hub) as server, connect(server) as ann, connect(server) as eve:
+        await ann.upgrade("/ws?user=ann&session=s")
+        epoch = (await ann.message())["epoch"]
+        await ann.say(op="join", room="r")
+        await ann.message()
+        await ann.say(op="run", agent="demo")
+        run = (await ann.message())["run"]
+        await ann.say(op="send", user="ann", data="secret", id="mine")
+        await eve.upgrade("/ws?user=eve&session=s&takeover=1")  # of another user: takes nothing over
+        await eve.message()
+        assert len(server.supervisor.connections(user="ann")) == 1
+        for seq in (-1, 1.5, True, "1", None, [], 2**63, -(2**63), 10**300):
+            for frame_ in ({"op": "join", "room": "r"}, {"op": "recover"}):
+                await eve.say(**frame_, seq=seq, epoch=epoch)
+                answer = await eve.message()
+                assert answer.get("code") == "bad_request" or answer["complete"] is False, answer
+        for wrong in ("", "0" * 8, None, 1, epoch.upper() + "x"):
+            await eve.say(op="join", room="r", seq=0, epoch=wrong)
+            assert (await eve.message())["complete"] is False
+        for op in ("follow", "cancel"):
+            await eve.say(op=op, run=run, seq=0)
+            assert (await eve.message())["code"] == "not_found"
+        await eve.say(op="recover", seq=0, epoch=epoch)
+        assert (await eve.message())["type"] == "reply"  # and nothing of what was said to others
+        async with contextlib.AsyncExitStack() as stack:
+            twins = [await stack.enter_async_context(connect(server)) for _ in range(8)]
+            for twin in twins:
+                await twin.send(upgrade_head("/ws?user=ann&session=s&takeover=1"))
+            with trio.fail_after(5):
+                answers = [(await twin.response())[0] for twin in twins]
+                while server.supervisor.statistics().leaving or server.supervisor.statistics().closing:
+                    await trio.sleep(0.005)
+            assert set(answers) <= {101, 429}  # refused, who was taken over before it was in
+            [holder] = server.supervisor.connections(user="ann")
+            assert [conn for conn in server.supervisor.room("r").members if conn.user == "ann"] == [holder]
+            [kept] = [twin for twin, status in zip(twins, answers, strict=True) if status == 101 and await _lasts(twin)]
+            await kept.say(op="send", user="eve", data="it is me")
+            assert (await kept.message())["delivered"] == 1
+
+
+async def _lasts(raw: Raw) -> bool:
+    """Whether it answers a ping, and does not say goodbye."""
+    await raw.send(frame(9, b"still there?"))
+    while True:
+        opcode, payload = await raw.frame()
+        if opcode in (8, 10):
+            return payload == b"still there?"

@@ -430,7 +430,7 @@ async def test_the_golden_path() -> None:
         await raw.say(op="run", agent="demo", data="what time is it?", ref=1)
         told = await until_ended(raw)
         reply = next(it for it in told if it["type"] == "reply")
-        assert reply == {"type": "reply", "ref": 1, "run": "r1"}
+        assert reply == {"type": "reply", "ref": 1, "run": "r1", "seq": 0, "complete": True, "outcome": None}
         run = [it for it in told if it["type"] == "run"]
         assert [it["event"] for it in run] == [*GOLDEN, "run_ended"]
         assert [it["seq"] for it in run] == [1, 2, 3, 4, 5, 6]

@@ -195,16 +195,16 @@ class Guest:
     def _recover(self, audience: Audience, frame: Frame) -> Frame:
         """Send what was missed, if that is asked for, but once; the number and the epoch to come back with."""
         told = {"seq": audience.last, "epoch": EPOCH}
+        number = frame.get("seq", 0)
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise Mistake("seq must be a whole number, the last that is known")
         again = audience in self.recovered
         self.recovered.add(audience)
         if "seq" not in frame:
             return told
-        number = frame["seq"]
-        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-            raise Mistake("seq must be a whole number, the last that is known")
-        if again or frame.get("epoch") != EPOCH:
-            return {**told, "complete": again and number == audience.last}
-        return {**told, "complete": audience.recover(self.conn, number)}
+        if frame.get("epoch") != EPOCH:
+            return {**told, "complete": False}
+        return {**told, "complete": number == audience.last if again else audience.recover(self.conn, number)}
 
     def presence(self, frame: Frame) -> Frame:
         """Who is in a room now."""

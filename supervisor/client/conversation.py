@@ -101,7 +101,7 @@ class Conversation:
             self._restore(recover, lambda answer: self._hand_on(self._to_me.settle(answer["seq"])))
         for name, room in joined.items():
             self._restore_room(name, room, same=same)
-        for run in list(self.runs):
+        for run in list(self.runs) if again else ():
             self._restore_run(run, same=same)
         early, self._early = self._early, []
         for one in early:

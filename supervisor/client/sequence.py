@@ -45,7 +45,6 @@ class Sequence(Generic[T]):
     def recover(self) -> None:
         """Another connection: what is not next is held, until `settle`."""
         self.recovering = self.last is not None
-        self._held.clear()
 
     def settle(self, last: int) -> list[T | Missing]:
         """The server has sent what it still had, and its last number was `last` then."""

@@ -64,7 +64,6 @@ export class Sequence {
 
   recover() {
     this.recovering = this.last !== null;
-    this.held.clear();
   }
 
   settle(last) {
@@ -309,7 +308,7 @@ export class Hub {
       this.restore({ op: "recover", seq: this.toMe.last, epoch }, (answer) => this.handOn(this.toMe.settle(answer.seq)));
     }
     for (const [name, room] of joined) this.restoreRoom(name, room, same);
-    for (const [run, sequence] of [...this.runs]) this.restoreRun(run, sequence, same);
+    for (const [run, sequence] of again ? [...this.runs] : []) this.restoreRun(run, sequence, same);
     for (const frame of this.early.splice(0)) this.hear(frame);
   }
 
