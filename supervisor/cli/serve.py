@@ -77,6 +77,7 @@ def serve_command(
     require_origin: bool = False,
     allow_anonymous: bool = False,
     forwarded_allow_ips: tuple[str, ...] = (),
+    page: str | None = None,
     admin_token: str | None = None,
     tracing: bool = False,
     jwt_secret: str | None = None,
@@ -120,6 +121,8 @@ def serve_command(
     forwarded_allow_ips
         Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed: addresses or networks, * for all. May be
         repeated.
+    page
+        A folder whose files are served at / instead of the live page, which stays at /page/.
     admin_token
         What /api asks for as a bearer token; without it, only this machine may ask.
     tracing
@@ -154,6 +157,7 @@ def serve_command(
         require_origin=require_origin,
         allow_anonymous=allow_anonymous,
         forwarded_allow_ips=forwarded_allow_ips,
+        page=page,
         admin_token=admin_token,
         tracing=tracing,
         authenticate=find_authenticator(jwt_secret, jwt_keys, jwt_algorithms, jwt_audience, jwt_issuer),
