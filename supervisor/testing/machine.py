@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
@@ -22,9 +23,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
 from .._mechanisms.connection import Connection
+from .._mechanisms.run import Run
 from .._mechanisms.supervisor import Handler, Supervisor, open_supervisor
 from .._words.closing import CloseReason
-from .._words.errors import ConnectionClosed, NotFound, Refused
+from .._words.errors import ConnectionClosed, NotFound, Refused, RunLimitReached
 from .._words.identity import Identity
 from .._words.limits import Limits, Policies, Timeouts
 from . import strategies
@@ -43,6 +45,8 @@ class Visit:
 
     user: str
     wire: FaultWire
+    session: str | None = None
+    takes_over: bool = False
     strings: tuple[trio.MemorySendChannel[str], trio.MemoryReceiveChannel[str]] = attrs.field(
         factory=lambda: trio.open_memory_channel[str](100)
     )
@@ -117,6 +121,28 @@ async def _close_oldest(conn: Connection) -> None:
     await trio.lowlevel.checkpoint()
 
 
+async def _tell_and_recover(conn: Connection) -> None:
+    room = conn.supervisor.room("hall")
+    conn.join("hall", "metadata")
+    room.tell(str)
+    room.recover(conn, max(0, room.last - 2))
+    await trio.lowlevel.checkpoint()
+
+
+async def _start_run(conn: Connection) -> None:
+    async def works(run: Run) -> None:
+        run.follow(conn)
+        for number in range(5):
+            run.emit("step", number)
+            await trio.sleep(0.3)
+
+    try:
+        conn.supervisor.start_run(conn.user, works)
+    except RunLimitReached:  # as the audit counts them
+        pass
+    await trio.lowlevel.checkpoint()
+
+
 async def _hook(conn: Connection) -> None:
     async def fails() -> None:
         await trio.lowlevel.checkpoint()
@@ -136,6 +162,8 @@ ORDERS: dict[str, Callable[[Connection], Any]] = {
     "send": _send,
     "receive": _receive,
     "join and publish": _publish,
+    "tell and recover": _tell_and_recover,
+    "start a run": _start_run,
     "join while closing": _join_while_closing,
     "close the oldest": _close_oldest,
     "add hooks": _hook,
@@ -184,16 +212,19 @@ class SupervisorMachine(RuleBasedStateMachine):
     @rule(target=visits, user=strategies.users, wire=strategies.wires)
     def connect(self, user: str, wire: FaultWire) -> Visit:
         """One more."""
-        return self._connect([(user, wire)])[0]
+        return self._connect([Visit(user, wire)])[0]
+
+    @rule(target=visits, user=strategies.users, wire=strategies.wires, takes_over=st.booleans())
+    def come_back(self, user: str, wire: FaultWire, takes_over: bool) -> Visit:  # noqa: FBT001 - drawn by name
+        """One more of a session, which may take over from the one before."""
+        return self._connect([Visit(user, wire, "session", takes_over)])[0]
 
     @rule(target=visits, arrivals=st.lists(st.tuples(strategies.users, strategies.wires), min_size=2, max_size=8))
     def connect_at_once(self, arrivals: list[tuple[str, FaultWire]]) -> Any:
         """Several in one tick, in an order of the schedule's choice."""
-        return multiple(*self._connect(arrivals))
+        return multiple(*self._connect([Visit(user, wire) for user, wire in arrivals]))
 
-    def _connect(self, arrivals: list[tuple[str, FaultWire]]) -> list[Visit]:
-        visits = [Visit(user, wire) for user, wire in arrivals]
-
+    def _connect(self, visits: list[Visit]) -> list[Visit]:
         def arrive() -> None:
             assert self.stepper.nursery is not None
             for visit in visits:
@@ -204,9 +235,11 @@ class SupervisorMachine(RuleBasedStateMachine):
 
     async def _visit(self, visit: Visit) -> None:
         handler = self.model.watch(type(self).handler or visit.puppet)
-        visit.guest = self.model.arriving(visit.user, visit.wire)
+        session, takes_over = visit.session, visit.takes_over
+        visit.guest = self.model.arriving(visit.user, visit.wire, math.inf, session, takes_over=takes_over)
         try:
-            await self.supervisor.supervise(visit.wire, Identity(user=visit.user), handler)
+            identity = Identity(user=visit.user, session=session, takes_over=takes_over)
+            await self.supervisor.supervise(visit.wire, identity, handler)
         except Refused:
             pass
 
