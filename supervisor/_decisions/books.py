@@ -55,6 +55,8 @@ class Books:
     histories: Histories = attrs.field(factory=Histories)
     runs: Runs = attrs.field(init=False)
     open: bool = True
+    #: What the ids of connections and runs begin with: they differ from those of other nodes.
+    prefix: str = ""
     #: Attempts of each user; None without ``limits.connect_rate_user``.
     attempts: RateBook | None = attrs.field(init=False)
     _numbers: Iterator[int] = attrs.field(factory=lambda: count(1))
@@ -143,6 +145,8 @@ class Books:
         for group in list(stay.groups):
             self._part(stay, group)
         self._refile(stay, Stage.LEAVING)
+        if stay.lease is not None:
+            stay.lease.leave()
         if not self.open and not stay.host.roster.claims:
             self.runs.cancel(stay.host)
         if stay.scope is not None and grace:
@@ -157,6 +161,8 @@ class Books:
             heir = stay.seats[-1].give_back(stay)
             if heir is not None:
                 self._take_seats(heir)
+        if stay.lease is not None:
+            stay.lease.give_back()
 
     def _set_aside(self, stay: Stay) -> None:
         """Its time to leave is over, and its task is still there: everything but the task is taken back."""

@@ -65,6 +65,19 @@ class Histories:
             self._forgotten = max(self._forgotten, oldest.backlog.last)
         return frame
 
+    def resume(self, audience: Hashable, last: int, limits: Limits) -> None:
+        """Somebody else gives the numbers, and has come to `last`: what is said next has the one after that."""
+        self.forget(audience)
+        history = self._histories[audience] = History(Backlog(limits.history_messages, limits.history_bytes))
+        history.backlog.last = last
+        self.bytes += OVERHEAD
+
+    def forget(self, audience: Hashable) -> None:
+        """Keep nothing of it."""
+        history = self._histories.pop(audience, None)
+        if history is not None:
+            self.bytes -= history.backlog.bytes + OVERHEAD
+
     def counted(self) -> int:
         """The bytes of all, counted anew."""
         return sum(history.backlog.bytes + OVERHEAD for history in self._histories.values())

@@ -61,7 +61,7 @@ class Ledger(Books):
         now = trio.current_time()
         ends_at, ends_for = lifetime(identity, self.limits, now, time.time())
         return {
-            "id": f"c{next(self._numbers)}",
+            "id": f"{self.prefix}c{next(self._numbers)}",
             "identity": identity,
             "handler": handler,
             "opened_at": now,

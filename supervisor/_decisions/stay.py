@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Awaitable, Callable, Hashable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 import trio
@@ -66,6 +66,18 @@ class User:
             self.alarm.deadline = when
 
 
+class Lease(Protocol):
+    """What a stay holds among all nodes. Given back in the steps that give back what it holds here; idempotent."""
+
+    def leave(self) -> None:
+        """The claim is free."""
+        ...
+
+    def give_back(self) -> None:
+        """The seats are free, too."""
+        ...
+
+
 @attrs.define(eq=False)
 class Stay:
     """What the ledger keeps of one connection. Stage, end, seats and groups are written by the ledger only."""
@@ -86,6 +98,7 @@ class Stay:
     scope: trio.CancelScope | None = attrs.field(default=None, init=False, repr=False)
     #: The tokens it holds, each known by its limit.
     seats: list[Seats] = attrs.field(factory=list, init=False, repr=False)
+    lease: Lease | None = attrs.field(default=None, init=False, repr=False)
     task: trio.lowlevel.Task | None = attrs.field(default=None, init=False, repr=False)
     nursery: trio.Nursery | None = attrs.field(default=None, init=False, repr=False)
     #: The rooms and runs it is a member of, with its metadata there.

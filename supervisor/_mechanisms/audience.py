@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Mapping
 from typing import Any, cast
 
 import attrs
@@ -12,6 +13,15 @@ from .._decisions.ledger import Ledger
 from .._decisions.memberships import Group
 from .._words.frames import Frame
 from .connection import Connection, Message
+from .nodes import Nodes
+
+
+@attrs.frozen
+class Told:
+    """What has become of a message: its number, and how many connections of this node took it, written or queued."""
+
+    seq: int
+    delivered: int
 
 
 @attrs.frozen
@@ -20,6 +30,7 @@ class Audience:
 
     _ledger: Ledger = attrs.field(repr=False)
     group: Group
+    _nodes: Nodes | None = attrs.field(default=None, repr=False, eq=False)
 
     @property
     def members(self) -> tuple[Connection, ...]:
@@ -40,15 +51,34 @@ class Audience:
         """The members with the metadata that each joined with."""
         return {member: member.groups.get(self.group) for member in self.members}
 
-    def tell(self, spell: Callable[[int], Message], *, exclude: Connection | None = None) -> int:
-        """Publish ``spell(number)``, a message that knows its number, and keep it for those who come back.
+    async def tell(self, message: Mapping[str, Any], *, exclude: Connection | None = None) -> Told:
+        """Publish `message`, a JSON object, with its number as ``seq``, and keep it for those who come back.
 
         Numbers of one audience follow each other, `exclude` or not. What is kept is bounded:
-        ``limits.history_messages``, ``_bytes``, ``_age``, and ``_bytes_total`` for all audiences together.
+        ``limits.history_messages``, ``_bytes``, ``_age``, and ``_bytes_total`` for all audiences together. ValueError,
+        TypeError or RecursionError if it is not for JSON. Alone, this never waits; among other nodes, all of them
+        deliver it, and it raises `Unavailable` if it was not told, `OutcomeUnknown` if nobody can say.
         """
-        now, limits = trio.current_time(), self._ledger.limits
-        frame = self._ledger.histories.say(self.group, lambda number: Frame(spell(number)), limits, now)
-        return self.publish(frame, exclude=exclude)
+        text = json.dumps(message, separators=(",", ":"), allow_nan=False)
+        excluded = None if exclude is None else exclude.id
+        if self._nodes is None:
+            return self.hear(text, excluded)
+        number = await self._nodes.tell(self.group, text, excluded)
+        return Told(number, len(self.members) - (exclude in self.members))
+
+    def hear(self, text: str, exclude: str | None = None) -> Told:
+        """Number the next message, keep it, and give it to those who are here."""
+        histories, limits = self._ledger.histories, self._ledger.limits
+        frame = histories.say(
+            self.group, lambda number: Frame(f'{text[:-1]},"seq":{number}}}'), limits, trio.current_time()
+        )
+        delivered = sum(member.send_nowait(frame) for member in self.members if member.id != exclude)
+        return Told(histories.last(self.group), delivered)
+
+    async def attend(self) -> None:
+        """Return once everything is heard here that is told to it, and known what was told lately: at once, alone."""
+        if self._nodes is not None:
+            await self._nodes.attend(self.group)
 
     @property
     def last(self) -> int:
@@ -65,9 +95,11 @@ class Audience:
         return missed is not None and all(taken)
 
     def publish(self, message: Message | Frame, *, exclude: Connection | None = None) -> int:
-        """Send `message` to every member but `exclude`, never waiting; returns how many took it.
+        """Send `message` to every member but `exclude`, never waiting; returns how many took it here.
 
         It is encoded once. A member that does not read holds up nobody: see `Connection.send_nowait`.
         """
         frame = message if isinstance(message, Frame) else Frame(message)
+        if self._nodes is not None:
+            self._nodes.publish(self.group, frame)
         return sum(member.send_nowait(frame) for member in self.members if member is not exclude)

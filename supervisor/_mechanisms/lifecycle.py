@@ -15,16 +15,19 @@ from .._words.closing import CloseReason
 from .._words.errors import ConnectionClosed
 from .._words.wire import Wire, WireClosed
 from .connection import Connection
+from .nodes import Nodes
 
 
-async def start(ledger: Ledger, conn: Connection) -> None:
-    """Admit `conn` and start its task. Raises `Refused`, and nothing of it is left then.
+async def start(ledger: Ledger, conn: Connection, nodes: Nodes | None = None) -> None:
+    """Admit `conn`, here and among all nodes, and start its task. Raises `Refused`, and nothing of it is left then.
 
     Until its task has started, the caller owns whatever it holds.
     """
     ledger.admit(conn)
     try:
         await _wait_for_claim(ledger, conn)
+        if nodes is not None and conn.end is None:
+            await nodes.claim(conn)
         await _wait_for_seats(ledger, conn)
         if conn.host.nursery is None:
             await conn.host.opened.wait()

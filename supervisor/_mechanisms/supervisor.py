@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, cast
@@ -35,6 +36,7 @@ from .connection import Connection
 from .journal import Journal
 from .keeper import start_keeper
 from .lifecycle import start
+from .nodes import Nodes
 from .run import Run, live
 from .tally import Statistics, Tally, take_statistics
 
@@ -57,6 +59,10 @@ class Supervisor:
     _tally: Tally = attrs.field(repr=False)
     #: Judges tokens while connections are open; whoever serves them sets it.
     authority: Authority | None = attrs.field(default=None, repr=False)
+    #: The other nodes; whoever opens a cluster sets it.
+    nodes: Nodes | None = attrs.field(default=None, repr=False)
+    #: Tells a restarted supervisor, or cluster, from the one before: numbers of messages are of one epoch.
+    epoch: str = attrs.field(factory=partial(secrets.token_hex, 4))
 
     # -- connections -------------------------------------------------------------------------------------------
 
@@ -69,7 +75,7 @@ class Supervisor:
         """
         ledger = self._ledger
         conn = Connection(wire=wire, supervisor=self, ledger=ledger, **ledger.credentials(identity, handler))
-        await start(ledger, conn)
+        await start(ledger, conn, self.nodes)
         return conn
 
     async def supervise(self, wire: Wire, identity: Identity, handler: Handler) -> CloseReason:
@@ -134,11 +140,11 @@ class Supervisor:
 
     def user(self, user: str) -> Audience:
         """All connections of one user, as an audience."""
-        return Audience(self._ledger, Group("user", user))
+        return Audience(self._ledger, Group("user", user), self.nodes)
 
     def room(self, room: Hashable) -> Audience:
         """The members of one room."""
-        return Audience(self._ledger, Group("room", room))
+        return Audience(self._ledger, Group("room", room), self.nodes)
 
     def run(self, run: Hashable) -> Audience:
         """Those who follow something of the application's own by this name, see `Connection.follow`.
@@ -168,7 +174,7 @@ class Supervisor:
             raise NotFound(f"user {user!r} is not here")
         backlog = Backlog(ledger.limits.run_messages, ledger.limits.run_bytes)
         name = getattr(async_fn, "__name__", type(async_fn).__name__)
-        run = Run(ledger.runs.number(), name, user, host, trio.current_time(), backlog, ledger=ledger)
+        run = Run(ledger.prefix + ledger.runs.number(), name, user, host, trio.current_time(), backlog, ledger=ledger)
         ledger.runs.begin(run, ledger.limits)
         start: Callable[[], Awaitable[None]] = partial(live, ledger, run, async_fn, *args, **kwargs)
         host.nursery.start_soon(start, name=f"run {run.id}")

@@ -14,14 +14,13 @@ import trio
 from .._mechanisms.recorder import Recorder
 from .._mechanisms.supervisor import Supervisor
 from .._words.closing import CloseReason
-from .._words.errors import BadRequest, Forbidden, NotFound, Refused, Unauthorized
+from .._words.errors import BadRequest, Forbidden, NotFound, OutcomeUnknown, Refused, Unauthorized, Unavailable
 from .._words.events import Closed, Ordered
 from .._words.identity import MAX_NAME
 from .._words.limits import Limits
 from .cards import card, ended, figures, spelled, story
 from .exchange import Exchange
 from .head import Request, origin_allowed
-from .hub import Mistake, encode
 from .options import Options
 
 Body = dict[str, Any]
@@ -204,10 +203,12 @@ class Api:
         message = {"type": "message", kind: name, "from": None, "data": body["data"]}
         audience = self.supervisor.room(name) if kind == "room" else self.supervisor.user(name)
         try:
-            delivered = audience.tell(lambda number: encode({**message, "seq": number}))
-        except Mistake as mistake:
-            raise BadRequest(str(mistake)) from None
-        return 200, {kind: name, "delivered": delivered, "seq": audience.last}
+            told = await audience.tell(message)
+        except (ValueError, RecursionError):
+            raise BadRequest("data cannot be represented in JSON") from None
+        except OutcomeUnknown as unknown:
+            raise Unavailable(f"it may have been told, or not: {unknown}") from None
+        return 200, {kind: name, "delivered": told.delivered, "seq": told.seq}
 
 
 Question = Callable[[Api, Request], Answer]

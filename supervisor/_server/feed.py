@@ -16,7 +16,6 @@ from .._words.events import Event
 from .._words.record import Record, record
 from .cards import figures, line, spelled, story
 from .exchange import Exchange, Hangup
-from .hub import EPOCH
 
 #: Seconds between two tellings.
 TICK = 0.25
@@ -108,7 +107,7 @@ class Feed:
         supervisor = self.supervisor
         conns = supervisor.connections()
         house = {
-            "epoch": EPOCH,
+            "epoch": supervisor.epoch,
             "statistics": figures(supervisor.statistics()),
             "limits": spelled(supervisor.limits),
             "shed_at": supervisor.policies.shed_at,

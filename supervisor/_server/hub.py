@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import inspect
 import json
-import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NoReturn
 
 import attrs
 
-from .._mechanisms.audience import Audience
+from .._mechanisms.audience import Audience, Told
 from .._mechanisms.connection import Connection, Message
 from .._mechanisms.run import Run
-from .._words.errors import NotFound, Refused, RoomLimitReached, RunLimitReached
+from .._words.errors import NotFound, OutcomeUnknown, Refused, RoomLimitReached, RunLimitReached, Unavailable
 from .._words.frames import Frame as Notice
 from .._words.identity import MAX_NAME
 from .cards import spelled
@@ -23,8 +22,6 @@ from .demo import demo
 MAX_METADATA = 1024
 #: Malformed frames of one connection, after which it is not worth answering any more.
 MAX_MISTAKES = 100
-#: Tells a restarted server from the one before.
-EPOCH = secrets.token_hex(4)
 
 Frame = dict[str, Any]
 #: What works: ``async def agent(run, data)``; see `Supervisor.start_run`.
@@ -117,7 +114,7 @@ class Guest:
             "connection": self.conn.id,
             "user": self.conn.user,
             "session": self.conn.identity.session,
-            "epoch": EPOCH,
+            "epoch": self.conn.supervisor.epoch,
             "seq": self.conn.supervisor.user(self.conn.user).last,
             "limits": {name: limits[name] for name in ("per_user", "idle_ttl", "max_message_size", "rooms", "runs")},
         }
@@ -137,18 +134,25 @@ class Guest:
             self.mistakes += mistake.error == Mistake.error
             return {"type": "error", "ref": ref, "code": mistake.error, "detail": str(mistake)}
 
-    def join(self, frame: Frame) -> Frame:
+    async def join(self, frame: Frame) -> Frame:
         """Become a member, and tell the members; joining again changes the metadata, or nothing."""
         room, metadata = _name(frame, "room"), frame.get("metadata")
         self._ask("join", room)
         if len(encode({"": metadata})) > MAX_METADATA:
             raise Mistake(f"metadata has at most {MAX_METADATA} bytes")
+        audience = self.conn.supervisor.room(room)
+        await self._attend(audience)
         try:
             self.conn.join(room, metadata)
         except RoomLimitReached as limit:
             raise _mistake("limit_reached", str(limit)) from None
-        audience = self.conn.supervisor.room(room)
         return {"room": room, "members": len(audience.members), **self._recover(audience, frame)}
+
+    async def _attend(self, audience: Audience) -> None:
+        try:
+            await audience.attend()
+        except Unavailable as unavailable:
+            raise _mistake(unavailable.error, str(unavailable)) from None
 
     def leave_forbidden(self) -> None:
         """Rooms that it was in before a take-over, and may not be in any more."""
@@ -164,7 +168,7 @@ class Guest:
         self.recovered.discard(self.conn.supervisor.room(room))
         return {"room": room}
 
-    def publish(self, frame: Frame) -> Frame:
+    async def publish(self, frame: Frame) -> Frame:
         """A message to every other member of a room one is in."""
         room = _name(frame, "room")
         audience = self.conn.supervisor.room(room)
@@ -172,21 +176,32 @@ class Guest:
             raise Mistake("join a room to publish in it")
         self._ask("publish", room)
         message = {"type": "message", "room": room, "from": self.conn.user, "data": _data(frame)}
-        return {"room": room, "delivered": self._deliver(audience, message, frame), "seq": audience.last}
+        told = await self._tell(audience, message, frame)
+        return {"room": room, "delivered": told.delivered, "seq": told.seq}
 
-    def send(self, frame: Frame) -> Frame:
+    async def send(self, frame: Frame) -> Frame:
         """A message to all connections of one user."""
         user = _name(frame, "user")
         self._ask("send", user)
         message = {"type": "message", "user": user, "from": self.conn.user, "data": _data(frame)}
-        return {"user": user, "delivered": self._deliver(self.conn.supervisor.user(user), message, frame)}
+        return {
+            "user": user,
+            "delivered": (await self._tell(self.conn.supervisor.user(user), message, frame)).delivered,
+        }
 
-    def _deliver(self, audience: Audience, message: Frame, frame: Frame) -> int:
+    async def _tell(self, audience: Audience, message: Frame, frame: Frame) -> Told:
         """Tell all others; oneself, too, if the message has an ``id`` to be known by when its reply is lost."""
         known_by = _identifier(frame, "id")
-        if known_by is None:
-            return audience.tell(lambda number: encode({**message, "seq": number}), exclude=self.conn)
-        return audience.tell(lambda number: encode({**message, "id": known_by, "seq": number}))
+        try:
+            if known_by is None:
+                return await audience.tell(message, exclude=self.conn)
+            return await audience.tell({**message, "id": known_by})
+        except (ValueError, RecursionError):
+            raise Mistake("data cannot be represented in JSON") from None
+        except Unavailable as unavailable:
+            raise _mistake(unavailable.error, str(unavailable)) from None
+        except OutcomeUnknown as unknown:
+            raise _mistake("outcome_unknown", str(unknown)) from None
 
     def recover(self, frame: Frame) -> Frame:
         """What was told to one's user after ``seq``."""
@@ -194,7 +209,8 @@ class Guest:
 
     def _recover(self, audience: Audience, frame: Frame) -> Frame:
         """Send what was missed, if that is asked for, but once; the number and the epoch to come back with."""
-        told = {"seq": audience.last, "epoch": EPOCH}
+        epoch = self.conn.supervisor.epoch
+        told = {"seq": audience.last, "epoch": epoch}
         number = frame.get("seq", 0)
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
             raise Mistake("seq must be a whole number, the last that is known")
@@ -202,7 +218,7 @@ class Guest:
         self.recovered.add(audience)
         if "seq" not in frame:
             return told
-        if frame.get("epoch") != EPOCH:
+        if frame.get("epoch") != epoch:
             return {**told, "complete": False}
         return {**told, "complete": number == audience.last if again else audience.recover(self.conn, number)}
 

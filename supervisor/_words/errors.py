@@ -17,6 +17,7 @@
     ├── RoomLimitReached      a connection is in as many rooms as it may, or there are too many in all
     ├── RunLimitReached       a user has as many runs as they may
     ├── RunFailed             waiting for the result of a run that has none
+    ├── OutcomeUnknown        the answer was lost, and nobody can say whether it was done
     ├── ConnectionClosed      sending or receiving on a connection that has begun to leave
     └── NotFound              nothing is known under this key
 """
@@ -141,6 +142,10 @@ class Forbidden(Refused):
 
     reason = CloseReason.UNAUTHORIZED
     status = 403
+
+
+class OutcomeUnknown(SupervisorError):
+    """What was asked for may have been done, or not: the answer was lost, and nobody can say any more."""
 
 
 class ConnectionClosed(SupervisorError):

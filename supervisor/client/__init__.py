@@ -9,10 +9,11 @@
             print(happening)
 """
 
+from .._words.errors import OutcomeUnknown
 from .client import Client, open_client
 from .happenings import Connected, Disconnected, Gap, Happening, Message, Presence, RoomLost, RunEvent
 from .line import Dismissed
-from .requests import OutcomeUnknown, RequestFailed
+from .requests import RequestFailed
 
 __all__ = [
     "Client",

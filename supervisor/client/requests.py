@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 import trio
 
-from .._words.errors import SupervisorError
+from .._words.errors import OutcomeUnknown, SupervisorError
 
 Frame = dict[str, Any]
 
@@ -23,10 +23,6 @@ class RequestFailed(SupervisorError):
         super().__init__(f"{code}: {detail}")
         self.code = code
         self.detail = detail
-
-
-class OutcomeUnknown(SupervisorError):
-    """The connection was lost before the answer came, and nobody can say any more whether it was done."""
 
 
 class Again(enum.Enum):

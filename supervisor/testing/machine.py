@@ -124,7 +124,7 @@ async def _close_oldest(conn: Connection) -> None:
 async def _tell_and_recover(conn: Connection) -> None:
     room = conn.supervisor.room("hall")
     conn.join("hall", "metadata")
-    room.tell(str)
+    await room.tell({"type": "message"})
     room.recover(conn, max(0, room.last - 2))
     await trio.lowlevel.checkpoint()
 

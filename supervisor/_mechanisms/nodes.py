@@ -1,0 +1,37 @@
+"""What a supervisor asks of other nodes, if there are any. Without them, nothing of it costs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from .._decisions.memberships import Group
+from .._words.frames import Frame
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+
+class Nodes(Protocol):
+    """All nodes together, seen from this one."""
+
+    async def claim(self, conn: Connection) -> None:
+        """Get `conn`, which has its claim here, a lease among all nodes, and a seat; or raise `Refused`.
+
+        It may be told to leave meanwhile; that is then to be seen from its `end`.
+        """
+        ...
+
+    async def tell(self, group: Group, text: str, exclude: str | None) -> int:
+        """Number a message, keep it, and have all nodes deliver it, this one included; its number.
+
+        `Unavailable` if that was not done; `OutcomeUnknown` if nobody can say.
+        """
+        ...
+
+    def publish(self, group: Group, frame: Frame) -> None:
+        """Have the other nodes deliver a message, as far as they can be reached."""
+        ...
+
+    async def attend(self, group: Group) -> None:
+        """Return once this node hears everything that is told to `group`, and knows what was told lately."""
+        ...
