@@ -6,6 +6,7 @@ The house, from the ground up; imports only ever point downward:
 - ``_engines``     what carries messages: trio-websocket or websockets over our own stream, or a borrowed connection
 - ``_decisions``   synchronous: who may come in, who must go, when; the ledger is the only hand that writes
 - ``_mechanisms``  what waits: keepers, connections' tasks, the audit, the `Supervisor`
+- ``_cluster``     other nodes: what is shared with them through a Redis; nothing below knows it
 - ``_server``      the embedded server: sockets, handshakes, HTTP, the hub
 - ``testing``      what this project tests itself with; nothing below knows it
 - ``cli``          the command line; ``pytest_plugin`` beside it
@@ -16,8 +17,10 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from ._mechanisms.audience import Audience as Audience
+from ._mechanisms.audience import Told as Told
 from ._mechanisms.connection import Connection as Connection
 from ._mechanisms.connection import Membership as Membership
+from ._mechanisms.nodes import Remote as Remote
 from ._mechanisms.recorder import Recorder as Recorder
 from ._mechanisms.run import Run as Run
 from ._mechanisms.supervisor import Supervisor as Supervisor
@@ -34,6 +37,7 @@ from ._server.server import serve as serve
 from ._words import events as events
 from ._words.closing import CloseReason as CloseReason
 from ._words.closing import End as End
+from ._words.cluster import ClusterOptions as ClusterOptions
 from ._words.errors import BadRequest as BadRequest
 from ._words.errors import ConnectionClosed as ConnectionClosed
 from ._words.errors import Draining as Draining
@@ -42,6 +46,7 @@ from ._words.errors import HardLimitReached as HardLimitReached
 from ._words.errors import IdentityMismatch as IdentityMismatch
 from ._words.errors import LimitReached as LimitReached
 from ._words.errors import NotFound as NotFound
+from ._words.errors import OutcomeUnknown as OutcomeUnknown
 from ._words.errors import RateLimited as RateLimited
 from ._words.errors import Refused as Refused
 from ._words.errors import RoomLimitReached as RoomLimitReached
@@ -65,6 +70,8 @@ from ._words.wire import Wire as Wire
 from ._words.wire import WireClosed as WireClosed
 
 if _TYPE_CHECKING:
+    from ._cluster.cluster import Cluster as Cluster
+    from ._cluster.cluster import open_cluster as open_cluster
     from ._server.tokens import ClaimRules as ClaimRules
     from ._server.tokens import JwtAuthenticator as JwtAuthenticator
     from ._server.tracing import Tracing as Tracing
@@ -76,6 +83,8 @@ def __getattr__(name: str) -> object:
     """What needs an extra is imported when it is used."""
     if name in ("ClaimRules", "JwtAuthenticator"):
         return getattr(_import_module("._server.tokens", __name__), name)
+    if name in ("Cluster", "open_cluster"):
+        return getattr(_import_module("._cluster.cluster", __name__), name)
     if name == "Tracing":
         return _import_module("._server.tracing", __name__).Tracing
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

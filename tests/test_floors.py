@@ -15,6 +15,7 @@ FLOORS = [
     "_engines",
     "_decisions",
     "_mechanisms",
+    "_cluster",
     "_server",
     "client",
     "testing",
@@ -72,9 +73,9 @@ def test_the_front_door_exports_exactly_this() -> None:
 
 
 EXPORTS = """
-Audience BadRequest CloseReason Connection ConnectionClosed Draining End Forbidden Frame HardLimitReached Hub Identity
-IdentityMismatch LimitReached Limits Membership NotFound Options Overflow Policies Profile Rate RateLimited Recorder
-Refused Request Run RoomLimitReached RunFailed RunLimitReached Server SlowConsumer Statistics Superseded Supervisor
-SupervisorError Timeouts Unauthorized Unavailable Wire WireClosed choose_profile echo events hub open_supervisor serve
-tune_collector
+Audience BadRequest CloseReason ClusterOptions Connection ConnectionClosed Draining End Forbidden Frame
+HardLimitReached Hub Identity IdentityMismatch LimitReached Limits Membership NotFound Options OutcomeUnknown Overflow
+Policies Profile Rate RateLimited Recorder Refused Remote Request RoomLimitReached Run RunFailed RunLimitReached
+Server SlowConsumer Statistics Superseded Supervisor SupervisorError Timeouts Told Unauthorized Unavailable Wire
+WireClosed choose_profile echo events hub open_supervisor serve tune_collector
 """

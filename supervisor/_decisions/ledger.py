@@ -243,6 +243,12 @@ class Ledger(Books):
         return refusal
 
     @step
+    def refuse(self, stay: Stay, refusal: Refused) -> Refused:
+        """It has a claim, and there is none for it among all nodes."""
+        self._leave(stay, refusal.reason, str(refusal))
+        return refusal
+
+    @step
     def vacate(self, stay: Stay) -> float:
         """The handler is out: the seats are free. Returns for how long there may be a polite goodbye."""
         stay.scope = stay.handler = None

@@ -13,7 +13,7 @@ from .._decisions.ledger import Ledger
 from .._decisions.memberships import Group
 from .._words.frames import Frame
 from .connection import Connection, Message
-from .nodes import Nodes
+from .nodes import Nodes, Remote
 
 
 @attrs.frozen
@@ -47,9 +47,10 @@ class Audience:
         return conn in self.members if self.group.kind == "user" else self.group in conn.groups
 
     @property
-    def presence(self) -> dict[Connection, Any]:
-        """The members with the metadata that each joined with."""
-        return {member: member.groups.get(self.group) for member in self.members}
+    def presence(self) -> dict[Connection | Remote, Any]:
+        """The members with the metadata that each joined with; of a room, also those at other nodes."""
+        present: dict[Connection | Remote, Any] = {member: member.groups.get(self.group) for member in self.members}
+        return present if self._nodes is None else present | self._nodes.others(self.group)
 
     async def tell(self, message: Mapping[str, Any], *, exclude: Connection | None = None) -> Told:
         """Publish `message`, a JSON object, with its number as ``seq``, and keep it for those who come back.
@@ -66,12 +67,11 @@ class Audience:
         number = await self._nodes.tell(self.group, text, excluded)
         return Told(number, len(self.members) - (exclude in self.members))
 
-    def hear(self, text: str, exclude: str | None = None) -> Told:
-        """Number the next message, keep it, and give it to those who are here."""
+    def hear(self, text: str, exclude: str | None = None, age: float = 0.0) -> Told:
+        """Number the next message, keep it, and give it to those who are here; it was said `age` seconds ago."""
         histories, limits = self._ledger.histories, self._ledger.limits
-        frame = histories.say(
-            self.group, lambda number: Frame(f'{text[:-1]},"seq":{number}}}'), limits, trio.current_time()
-        )
+        said_at = trio.current_time() - age
+        frame = histories.say(self.group, lambda number: Frame(f'{text[:-1]},"seq":{number}}}'), limits, said_at)
         delivered = sum(member.send_nowait(frame) for member in self.members if member.id != exclude)
         return Told(histories.last(self.group), delivered)
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import attrs
 
 from .._decisions.memberships import Group
 from .._words.frames import Frame
 
 if TYPE_CHECKING:
     from .connection import Connection
+
+
+@attrs.frozen
+class Remote:
+    """A connection at another node."""
+
+    id: str
+    user: str
 
 
 class Nodes(Protocol):
@@ -30,6 +40,10 @@ class Nodes(Protocol):
 
     def publish(self, group: Group, frame: Frame) -> None:
         """Have the other nodes deliver a message, as far as they can be reached."""
+        ...
+
+    def others(self, group: Group) -> dict[Connection | Remote, Any]:
+        """The members of a room at the other nodes, with their metadata, as far as this node attends."""
         ...
 
     async def attend(self, group: Group) -> None:

@@ -36,14 +36,14 @@ from .connection import Connection
 from .journal import Journal
 from .keeper import start_keeper
 from .lifecycle import start
-from .nodes import Nodes
+from .nodes import Nodes, Remote
 from .run import Run, live
 from .tally import Statistics, Tally, take_statistics
 
 P = ParamSpec("P")
 Handler = Callable[[Connection], Awaitable[None]]
-#: Members of a room, with their metadata there.
-RoomShare = dict[Connection, Any]
+#: Members of a room, with their metadata there; among other nodes, also theirs.
+RoomShare = dict[Connection | Remote, Any]
 RoomWatcher = Callable[[Audience, RoomShare, RoomShare], None]
 #: A drain that has a rate closes so many times per second.
 _WAVES_PER_SECOND = 10
@@ -63,6 +63,7 @@ class Supervisor:
     nodes: Nodes | None = attrs.field(default=None, repr=False)
     #: Tells a restarted supervisor, or cluster, from the one before: numbers of messages are of one epoch.
     epoch: str = attrs.field(factory=partial(secrets.token_hex, 4))
+    _epoch_watchers: dict[Callable[[Supervisor], None], None] = attrs.field(factory=dict, init=False, repr=False)
 
     # -- connections -------------------------------------------------------------------------------------------
 
@@ -249,6 +250,31 @@ class Supervisor:
             watcher(self.room(diff.room), joined, left)
 
         self._ledger.bulletin.watchers.setdefault(watcher, tell)
+
+    def tell_watchers(self, room: Audience, joined: RoomShare, left: RoomShare) -> None:
+        """Connections at other nodes have come to a room, or left it: those who watch rooms here are told."""
+        for watcher in tuple(self._ledger.bulletin.watchers):
+            if watcher is not self.nodes:
+                try:
+                    cast("RoomWatcher", watcher)(room, joined, left)
+                except Exception as exception:  # noqa: BLE001 - reported as a Failed event; it is the watcher's own
+                    self.report("watcher", exception)
+
+    def change_epoch(self) -> None:
+        """Numbers of messages begin anew, because whoever gives them has forgotten all: those who know any are told."""
+        for watcher in tuple(self._epoch_watchers):
+            watcher(self)
+
+    def watch_epoch(self, watcher: Callable[[Supervisor], None]) -> None:
+        """Have ``watcher(supervisor)`` called when `epoch` has changed; once, however often it is registered."""
+        self._epoch_watchers[watcher] = None
+
+    async def empty(self) -> None:
+        """Admit nobody any more, and have everybody leave (1001), as at the end of `open_supervisor`."""
+        self._ledger.shut()
+        self._ledger.leave_all(self._ledger.total.claims, CloseReason.GOING_AWAY)
+        with trio.move_on_after(self.timeouts.close):
+            await _gone([stay for stage in ENDING for stay in self._ledger.total.files[stage]])
 
     def post(self, event: Event) -> None:
         """Tell all subscribers of something that is no connection's: what a server sees, say."""

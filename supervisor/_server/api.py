@@ -19,7 +19,6 @@ from .._words.events import Closed, Ordered
 from .._words.identity import MAX_NAME
 from .._words.limits import Limits
 from .cards import card, ended, figures, spelled, story
-from .exchange import Exchange
 from .head import Request, origin_allowed
 from .options import Options
 
@@ -64,15 +63,14 @@ class Api:
     supervisor: Supervisor
     recorder: Recorder
 
-    async def answer(self, exchange: Exchange, request: Request) -> Answer:
-        """Perform one authorized request below ``/api``; raises `Refused` or `NotFound`. Orders become events."""
+    async def perform(self, request: Request, body: Body) -> Answer:
+        """Do what one authorized request below ``/api`` wants; raises `Refused` or `NotFound`. Orders become events."""
         question, order = GET.get(request.path), POST.get(request.path)
         if question is None and order is None:
             raise NotFound(f"no such resource: {request.path!r}")
         if question is not None and request.method in ("GET", "HEAD"):
             return question(self, request)
         if order is not None and request.method == "POST":
-            body = _object(await exchange.read_body())
             return await self._obey(request, order, body)
         raise MethodNotAllowed(request.path, *(["GET"] if question else []), *(["POST"] if order else []))
 
@@ -236,7 +234,7 @@ def _short(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | None) else str(value)[:MAX_NAME]
 
 
-def _object(body: bytes) -> Body:
+def parse_body(body: bytes) -> Body:
     try:
         parsed = json.loads(body) if body.strip() else {}
     except (ValueError, RecursionError):

@@ -11,7 +11,9 @@ import attrs
 
 from .._mechanisms.audience import Audience, Told
 from .._mechanisms.connection import Connection, Message
+from .._mechanisms.nodes import Remote
 from .._mechanisms.run import Run
+from .._mechanisms.supervisor import Supervisor
 from .._words.errors import NotFound, OutcomeUnknown, Refused, RoomLimitReached, RunLimitReached, Unavailable
 from .._words.frames import Frame as Notice
 from .._words.identity import MAX_NAME
@@ -24,6 +26,8 @@ MAX_METADATA = 1024
 MAX_MISTAKES = 100
 
 Frame = dict[str, Any]
+#: Of a room: a connection of this node, or of another.
+Member = Connection | Remote
 #: What works: ``async def agent(run, data)``; see `Supervisor.start_run`.
 Agent = Callable[[Run, Any], Awaitable[Any]]
 
@@ -44,24 +48,36 @@ class Hub:
 
     agents: Mapping[str, Agent] = attrs.field(factory=dict)
     may: Callable[[Connection, str, str], bool] | None = None
+    _guests: dict[Connection, Guest] = attrs.field(factory=dict, init=False, repr=False, eq=False)
 
     async def __call__(self, conn: Connection) -> None:
         """Serve one connection until it leaves."""
-        guest = Guest(conn, self)
+        guest = self._guests[conn] = Guest(conn, self)
         conn.supervisor.watch_rooms(announce)
-        guest.leave_forbidden()
-        await conn.send(encode(guest.welcome()))
-        async for message in conn:
-            answer = await guest.answer(message)
-            await conn.send(encode(answer))
-            if guest.mistakes >= MAX_MISTAKES:
-                conn.close(4501, "too many malformed frames")
+        conn.supervisor.watch_epoch(self.welcome_again)
+        try:
+            guest.leave_forbidden()
+            await conn.send(encode(guest.welcome()))
+            async for message in conn:
+                answer = await guest.answer(message)
+                await conn.send(encode(answer))
+                if guest.mistakes >= MAX_MISTAKES:
+                    conn.close(4501, "too many malformed frames")
+        finally:
+            del self._guests[conn]
+
+    def welcome_again(self, supervisor: Supervisor) -> None:
+        """Numbers have begun anew: to those who know some, it is as if they had come to another server."""
+        for guest in list(self._guests.values()):
+            if guest.conn.supervisor is supervisor:
+                guest.recovered.clear()
+                guest.conn.send_nowait(encode(guest.welcome()))
 
 
 hub = Hub({"demo": demo})
 
 
-def announce(room: Audience, joined: Mapping[Connection, Any], left: Mapping[Connection, Any]) -> None:
+def announce(room: Audience, joined: Mapping[Member, Any], left: Mapping[Member, Any]) -> None:
     """Tell a room's members who has come and who has gone; those who have come know."""
     if isinstance(room.group.name, str):  # another name is the application's own, and no client's
         cards = {name: [_card(*one) for one in those.items()] for name, those in (("joined", joined), ("left", left))}
@@ -146,7 +162,7 @@ class Guest:
             self.conn.join(room, metadata)
         except RoomLimitReached as limit:
             raise _mistake("limit_reached", str(limit)) from None
-        return {"room": room, "members": len(audience.members), **self._recover(audience, frame)}
+        return {"room": room, "members": len(audience.presence), **self._recover(audience, frame)}
 
     async def _attend(self, audience: Audience) -> None:
         try:
@@ -307,7 +323,7 @@ OPERATIONS: dict[str, Callable[[Guest, Frame], Frame | Awaitable[Frame]]] = {
 }
 
 
-def _card(conn: Connection, metadata: Any) -> Frame:
+def _card(conn: Member, metadata: Any) -> Frame:
     card = {"connection": conn.id, "user": conn.user}
     return card if metadata is None else {**card, "metadata": metadata}
 

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import attrs
 
+from .._words.cluster import ClusterOptions
 from .._words.identity import Identity
 from .forwarded import Network, networks
 from .head import Request
@@ -62,6 +63,9 @@ class Options:
     page: str | None = None
     """A folder whose files are served at ``/``, with an ``index.html``, instead of the live page, which stays at
     ``/page/``. Nothing below it is served. The client for it is ``/page/hub.js``."""
+    cluster: ClusterOptions | None = None
+    """The other nodes, with which limits, messages and presence are shared; needs the extra ``redis``. None: there are
+    none."""
     tracing: bool = False
     """A span for each connection, given to OpenTelemetry's global provider; needs the extra ``opentelemetry``."""
     admin_token: str | None = attrs.field(default=None, repr=False)

@@ -26,8 +26,9 @@ from .._words.profiles import Profile
 from .._words.upgrade import Upgrade
 from .._words.wire import Wire
 from .accept import accept_forever
-from .api import Api, MethodNotAllowed, authorize
+from .api import Api, MethodNotAllowed, authorize, parse_body
 from .credentials import carrying
+from .everywhere import Everywhere
 from .exchange import Exchange
 from .feed import Feed
 from .forwarded import behind_proxies, group_of
@@ -42,6 +43,7 @@ from .pressure import Pressure
 from .signals import Shutdown, watch_signals
 
 if TYPE_CHECKING:
+    from .._cluster.cluster import Cluster
     from .metrics import Metrics
     from .tracing import Tracing
 
@@ -65,12 +67,14 @@ class Server:
     metrics: Metrics | None = None
     pressure: Pressure = attrs.field(factory=Pressure)
     recorder: Recorder = attrs.field(factory=Recorder)
+    cluster: Cluster | None = None
     feed: Feed = attrs.field(init=False)
-    api: Api = attrs.field(init=False)
+    everywhere: Everywhere = attrs.field(init=False)
     pages: Pages = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.feed, self.api = Feed(self.supervisor), Api(self.supervisor, self.recorder)
+        self.feed = Feed(self.supervisor)
+        self.everywhere = Everywhere(Api(self.supervisor, self.recorder), self.cluster)
         self.pages = Pages(self.options.page)
 
     @property
@@ -216,7 +220,8 @@ class Server:
                 raise MethodNotAllowed(request.path, "GET")
             await self.feed.show(exchange)
         elif request.path.startswith("/api/"):
-            status, body = await self.api.answer(exchange, request)
+            given = parse_body(await exchange.read_body()) if request.method == "POST" else {}
+            status, body = await self.everywhere.answer(request, given)
             await exchange.answer_json(status, body)
         elif request.method not in ("GET", "HEAD"):
             raise MethodNotAllowed(request.path, "GET")
@@ -249,6 +254,20 @@ def open_metrics(supervisor: Supervisor) -> Metrics | None:
     except ImportError:
         return None
     return Metrics(supervisor)
+
+
+@contextlib.asynccontextmanager
+async def open_nodes(supervisor: Supervisor, options: Options) -> AsyncGenerator[Cluster | None, None]:
+    """Be one of several nodes, if that is wanted. ValueError if what it needs is not installed."""
+    if options.cluster is None:
+        yield None
+        return
+    try:
+        from .._cluster.cluster import open_cluster
+    except ImportError as missing:
+        raise ValueError("several nodes need an extra: pip install 'websocket-supervisor[redis]'") from missing
+    async with open_cluster(supervisor, options.cluster) as cluster:
+        yield cluster
 
 
 @contextlib.asynccontextmanager
@@ -295,13 +314,16 @@ async def serve(
             async with (
                 open_engine(options.engine, compression=options.compression) as engine,
                 open_supervisor(limits=limits, timeouts=timeouts, policies=policies, profile=profile) as supervisor,
+                open_nodes(supervisor, options) as cluster,
                 trio.open_nursery() as nursery,
             ):
                 metrics = open_metrics(supervisor)
                 if metrics is not None:
                     nursery.start_soon(metrics.watch_lag, name="lag")
                 attempts = RateBook.of(limits.connect_rate_address)
-                server = Server(supervisor, handler, options, listeners, shutdown, engine, attempts, metrics)
+                server = Server(
+                    supervisor, handler, options, listeners, shutdown, engine, attempts, metrics, cluster=cluster
+                )
                 subscribers: list[Subscriber] = [server.recorder, server.feed, server.follow, *open_tracing(options)]
                 for subscriber in subscribers:
                     supervisor.subscribe(subscriber)

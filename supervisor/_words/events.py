@@ -193,6 +193,38 @@ class Audited(Event):
 
 
 @attrs.frozen(kw_only=True)
+class NodeConnected(Event):
+    """Our node has reached the engine that it shares with others; `anew` if it had to say again who is here."""
+
+    node: str
+    anew: bool
+
+
+@attrs.frozen(kw_only=True)
+class NodeDisconnected(Event):
+    """Our node has lost the engine, or could not reach it: `text` says why."""
+
+    node: str
+    text: str
+
+
+@attrs.frozen(kw_only=True)
+class NodeLost(Event):
+    """Another node has left, or was given up: its seats are free."""
+
+    node: str
+
+
+@attrs.frozen(kw_only=True)
+class MessagesLost(Event):
+    """What an audience was told between these numbers is known to nobody any more; clients see it by the numbers."""
+
+    audience: str
+    after: int
+    before: int
+
+
+@attrs.frozen(kw_only=True)
 class DrainStarted(Event):
     """Nobody is admitted any more; `connections` are about to be closed."""
 

@@ -12,7 +12,7 @@ from cyclopts import App, ArgumentCollection, Parameter
 from .app import CONFIG, app
 from .operations import columns
 
-_SECRET = ("admin_token", "jwt_secret")
+_SECRET = ("admin_token", "jwt_secret", "redis_url")
 
 
 @attrs.define

@@ -16,6 +16,7 @@ from cyclopts import Parameter
 from .._server.collector import THRESHOLDS, tune_collector
 from .._server.options import Authenticate, Options
 from .._server.server import Server, serve
+from .._words.cluster import ClusterOptions
 from .._words.limits import Limits, Policies, Timeouts
 from .._words.profiles import choose_profile
 from .app import app
@@ -80,6 +81,10 @@ def serve_command(
     page: str | None = None,
     admin_token: str | None = None,
     tracing: bool = False,
+    redis_url: str | None = None,
+    redis_prefix: str = "ws-supervisor:",
+    without_redis: Literal["local", "refuse"] = "local",
+    node_lease: float = 5.0,
     jwt_secret: str | None = None,
     jwt_keys: str | None = None,
     jwt_algorithms: tuple[str, ...] = (),
@@ -127,6 +132,15 @@ def serve_command(
         What /api asks for as a bearer token; without it, only this machine may ask.
     tracing
         A span for each connection, given to OpenTelemetry's global provider (see opentelemetry-instrument).
+    redis_url
+        Share limits, messages and presence with all other servers that are given the same one: redis://host[:port][/db],
+        rediss://..., or unix:///path.
+    redis_prefix
+        What the keys there begin with, for several clusters that share one.
+    without_redis
+        While it cannot be reached: let newcomers in by the limits of this node alone, or refuse them.
+    node_lease
+        Seconds after which a server that is not heard of is lost, and its seats are free.
     jwt_secret
         Let in whoever has a JSON Web Token signed with this secret; at least 32 bytes. See the command token.
     jwt_keys
@@ -160,6 +174,15 @@ def serve_command(
         page=page,
         admin_token=admin_token,
         tracing=tracing,
+        cluster=None
+        if redis_url is None
+        else ClusterOptions(
+            url=redis_url,
+            lease=node_lease,
+            patience=min(1.0, node_lease / 2),
+            without=without_redis,
+            prefix=redis_prefix,
+        ),
         authenticate=find_authenticator(jwt_secret, jwt_keys, jwt_algorithms, jwt_audience, jwt_issuer),
     )
     profile = choose_profile(env)

@@ -212,7 +212,7 @@ class World(trio.abc.Instrument):
             self.model.limiting(attrs.evolve(supervisor.limits, **changes))
             await supervisor.set_limits(**changes)
 
-    def _see(self, room: Audience, joined: dict[Connection, Any], left: dict[Connection, Any]) -> None:
+    def _see(self, room: Audience, joined: dict[Any, Any], left: dict[Any, Any]) -> None:
         members = self.seen.pop(room.group.name, set()) - left.keys() | joined.keys()
         if members:
             self.seen[room.group.name] = members
