@@ -23,7 +23,7 @@ from .._mechanisms.supervisor import RoomShare, Supervisor
 from .._words import events
 from .._words.cluster import ClusterOptions
 from .._words.frames import Frame
-from .engine import Engine, OpenEngine, Push, open_redis
+from .engine import Engine, OpenEngine, Push, open_redis, parse_url
 from .leases import Leases
 from .line import Line, Operation, in_batches
 from .orders import Orders
@@ -149,7 +149,12 @@ class Cluster:
             Said(int(number), None, bytes(text).decode("utf-8", "surrogatepass"), int(age) / 1000)
             for number, age, text in in_batches(rest, 3)
         ]
-        self._hand_on(replica, replica.settle(int(last), kept))
+        old, told = replica.settle(int(last), kept)
+        if old:
+            self.ledger.histories.resume(replica.group, old[0].number - 1, self.ledger.limits)
+        for said in old:
+            Audience(self.ledger, replica.group).keep(said.text, said.age)
+        self._hand_on(replica, told)
         if self.ledger.histories.last(replica.group) != replica.last and replica.last is not None:
             self.ledger.histories.resume(replica.group, replica.last, self.ledger.limits)
 
@@ -369,7 +374,8 @@ async def open_cluster(
     if supervisor.connections():
         raise RuntimeError("a supervisor joins a cluster before anybody connects")
     if open_engine is None:
-        open_engine = partial(open_redis, options.url, min(options.patience, options.lease / 2))
+        patience = min(options.patience, options.lease / 2)
+        open_engine = partial(open_redis, parse_url(options.url, patience), patience)
     cluster = Cluster.of(supervisor, options, open_engine)
     ledger = supervisor._ledger
     async with trio.open_nursery() as nursery:

@@ -85,19 +85,17 @@ local function take_over(user, session)
   end
 end
 
--- The claims of a user's, or of everybody's, whose seats the newcomer needs.
-local function wanted(over, leaving)
-  local found = {}
-  for i = 1, math.min(over, #leaving) do
-    found[i] = leaving[i]
-    redis.call('SET', key('w', leaving[i]), node, 'PX', lease)
+-- One of those who leave whose seat nobody waits for yet: the newcomer does, from now on.
+local function await_one(leaving)
+  for _, claim in ipairs(leaving) do
+    if redis.call('SET', key('w', claim), node, 'NX', 'PX', 10 * lease) then return {claim} end
   end
-  return found
+  return {}
 end
 
 local ops = {}
 
--- Come in: answers 'in' and the claims whose seats it waits for; or 'full', which limit, and how many there are.
+-- Come in: answers 'in', and the claim whose seat it waits for, if it does; or 'full', which limit, and how many there are.
 function ops.claim(user, id, session, takes_over, per_user, total, policy_user, policy_total)
   local claim, order = id .. ' ' .. user, nil
   per_user, total = tonumber(per_user), tonumber(total)
@@ -111,7 +109,7 @@ function ops.claim(user, id, session, takes_over, per_user, total, policy_user, 
   elseif everybody >= total then
     if policy_total == 'refuse' then return {'full', 'total', everybody} end
     local from = ALL
-    if policy_total == 'greediest' then from = key('u', redis.call('ZREVRANGE', USERS, 0, 0)[1]) end
+    if policy_total == 'evict-greediest' then from = key('u', redis.call('ZREVRANGE', USERS, 0, 0)[1]) end
     evict(redis.call('ZRANGE', from, 0, 0)[1], 'total')
   end
   order = redis.call('INCR', key('order'))
@@ -120,11 +118,10 @@ function ops.claim(user, id, session, takes_over, per_user, total, policy_user, 
   redis.call('ZINCRBY', USERS, 1, user)
   redis.call('SADD', key('n', node), claim)
   if session ~= '' then redis.call('HSET', key('s', user), claim, session) end
-  local leaving = redis.call('SMEMBERS', key('l', user))
-  local waits = wanted(redis.call('ZCARD', key('u', user)) + #leaving - per_user, leaving)
-  local over = redis.call('ZCARD', ALL) + redis.call('ZCARD', LEAVING) - total
-  if over > #waits then
-    waits = wanted(over, redis.call('ZRANGE', LEAVING, 0, over - 1))
+  local leaving, waits = redis.call('SMEMBERS', key('l', user)), {}
+  if redis.call('ZCARD', key('u', user)) + #leaving > per_user then waits = await_one(leaving) end
+  if #waits == 0 and redis.call('ZCARD', ALL) + redis.call('ZCARD', LEAVING) > total then
+    waits = await_one(redis.call('ZRANGE', LEAVING, 0, BOUND))
   end
   return {'in', unpack(waits)}
 end

@@ -7,8 +7,9 @@ import hashlib
 import importlib.resources
 import logging
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -113,15 +114,27 @@ class Redis:
         self.run = next(line[7:] for line in text.splitlines() if line.startswith("run_id:"))
 
 
+@attrs.frozen
+class Place:
+    """Where an engine is."""
+
+    #: A connection that is not open yet.
+    connection: Callable[[], BaseConnection]
+    #: A stream, if somebody listens there.
+    knock: Callable[[], Awaitable[trio.SocketStream]]
+
+
 @contextlib.asynccontextmanager
-async def open_redis(url: str, patience: float) -> AsyncGenerator[Engine, None]:
-    """A connection to the server at `url`, for the length of a block; see `parse_url`.
+async def open_redis(place: Place, patience: float) -> AsyncGenerator[Engine, None]:
+    """A connection to the server at `place`, for the length of a block.
 
     An answer that does not come within `patience` seconds, a connection that is lost, a server that says no: all of
     that leaves the block as `EngineLost`.
     """
-    connection = parse_url(url, patience)
     try:
+        with trio.fail_after(patience):  # a connection of coredis' that fails to open leaves streams unclosed
+            await trio.aclose_forcefully(await place.knock())
+        connection = place.connection()
         async with trio.open_nursery() as nursery:
             await nursery.start(connection.run)
             engine = Redis(connection, patience)
@@ -137,7 +150,7 @@ async def open_redis(url: str, patience: float) -> AsyncGenerator[Engine, None]:
 
 def _split(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
     """What the engine is to blame for, the first of it, and what else there is."""
-    faults = (coredis.exceptions.RedisError, OSError, EngineLost, TimeoutError)
+    faults = (coredis.exceptions.RedisError, OSError, EngineLost, TimeoutError, trio.TooSlowError)
     if not isinstance(error, BaseExceptionGroup):
         return (error, None) if isinstance(error, faults) else (None, error)
     mine, rest = error.split(faults)
@@ -147,9 +160,10 @@ def _split(error: BaseException) -> tuple[BaseException | None, BaseException | 
     return fault, None if rest is None else rest.split(trio.Cancelled)[1]
 
 
-def parse_url(url: str, patience: float) -> BaseConnection:
-    """A connection that is not open yet: ``redis://[user:password@]host[:port][/db]``, ``rediss://`` with TLS, or
-    ``unix:///path[?db=n]``. ValueError for anything else.
+def parse_url(url: str, patience: float) -> Place:
+    """``redis://[user:password@]host[:port][/db]``, ``rediss://`` with TLS, or ``unix:///path[?db=n]``.
+
+    ValueError for anything else.
     """
     parts = urlsplit(url)
     options: dict[str, Any] = {
@@ -160,12 +174,17 @@ def parse_url(url: str, patience: float) -> BaseConnection:
     try:
         if parts.scheme == "unix" and parts.path:
             options["db"] = int(parse_qs(parts.query).get("db", ["0"])[0])
-            return UnixDomainSocketConnection(UnixDomainSocketLocation(parts.path), **options)
+            file = UnixDomainSocketLocation(parts.path)
+            return Place(
+                partial(UnixDomainSocketConnection, file, **options), partial(trio.open_unix_socket, parts.path)
+            )
         if parts.scheme in ("redis", "rediss") and parts.hostname:
             options["db"] = int(parts.path.strip("/") or 0)
             if parts.scheme == "rediss":
                 options["ssl_context"] = ssl.create_default_context()
-            return TCPConnection(TCPLocation(parts.hostname, parts.port or 6379), **options)
+            host, port = parts.hostname, parts.port or 6379
+            location = TCPLocation(host, port)
+            return Place(partial(TCPConnection, location, **options), partial(trio.open_tcp_stream, host, port))
     except ValueError:
         pass
     raise ValueError(f"an engine is redis://host[:port][/db], rediss://... or unix:///path, not {parts.scheme!r}")

@@ -92,10 +92,12 @@ class Leases:
         if operation.answer is not None or conn.end is not None:
             answer: list[bytes] | None = operation.answer
             return answer
-        if self.local:  # whenever the answer comes, it counts
-            operation.then = partial(self._judge, conn)
-            return None
+        operation.then = partial(self._judge, conn)  # if it is under way, its answer counts whenever it comes
         self.line.forget(operation)
+        if self.local:
+            if self.line.alive and operation.error is not None:
+                self.line.ask("claim", *self._arguments(conn, restoring=True), then=operation.then)
+            return None
         raise self.ledger.refuse(conn, Unavailable("it is not known now who is at the other nodes"))
 
     def _arguments(self, conn: Connection, *, restoring: bool = False) -> tuple[str | int, ...]:
@@ -157,6 +159,7 @@ class Leases:
 
     def restate(self) -> list[Operation]:
         """When this node begins anew: who is here must have a claim again, oldest first, or leave."""
+        self.line.drop(lambda operation: operation.name == "claim" and operation.over is None)
         serving = [held.conn for held in self.held.values() if held.conn.begun and held.conn.end is None]
         return [
             Operation("claim", self._arguments(conn, restoring=True), partial(self._judge, conn)) for conn in serving

@@ -121,6 +121,10 @@ class Line:
             self.waiting.remove(operation)
             operation.settle(error=Unavailable("the other nodes cannot be reached"))
 
+    def drop(self, which: Callable[[Operation], bool]) -> None:
+        """These are not to be done any more, and nobody waits for them."""
+        self.waiting = deque(operation for operation in self.waiting if not which(operation))
+
     def restate(self, operations: list[Operation]) -> None:
         """Have these done before everything that waits."""
         self.waiting.extendleft(reversed(operations))

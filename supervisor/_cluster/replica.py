@@ -56,19 +56,22 @@ class Replica:
             return []
         return self._take(said)
 
-    def settle(self, last: int, kept: list[Said]) -> list[Said]:
-        """What the engine still has, and its last number; what is to be handed on then, in order."""
-        told = sorted({said.number: said for said in (*self._held, *kept)}.values())
+    def settle(self, last: int, kept: list[Said]) -> tuple[list[Said], list[Said]]:
+        """What the engine still has, and its last number.
+
+        What is only to be kept, because it was said before this node attended; and what is to be handed on, in order.
+        """
+        heard = {said.number: said for said in self._held}
         self._held.clear()
-        self.whole = True
-        if self.last is None and not kept:
-            self.last = last
-        elif self.last is None:
-            self.last = kept[0].number - 1
-        found = [one for said in told for one in self._take(said)]
+        old = [said for said in kept if said.number not in heard] if self.last is None else []
+        if self.last is None:
+            self.last = old[-1].number if old else min((last, *(number - 1 for number in heard)))
+        known = {said.number: said for said in kept} | heard
+        told = [said for number in sorted(known) for said in self._take(known[number])]
         self.last = max(self.last, last)
+        self.whole = True
         self.ready.set()
-        return found
+        return old, told
 
     def _take(self, said: Said) -> list[Said]:
         if self.last is not None and said.number <= self.last:

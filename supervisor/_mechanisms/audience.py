@@ -69,11 +69,16 @@ class Audience:
 
     def hear(self, text: str, exclude: str | None = None, age: float = 0.0) -> Told:
         """Number the next message, keep it, and give it to those who are here; it was said `age` seconds ago."""
-        histories, limits = self._ledger.histories, self._ledger.limits
-        said_at = trio.current_time() - age
-        frame = histories.say(self.group, lambda number: Frame(f'{text[:-1]},"seq":{number}}}'), limits, said_at)
+        frame = self.keep(text, age)
         delivered = sum(member.send_nowait(frame) for member in self.members if member.id != exclude)
-        return Told(histories.last(self.group), delivered)
+        return Told(self.last, delivered)
+
+    def keep(self, text: str, age: float = 0.0) -> Frame:
+        """Number the next message, and keep it for those who come back."""
+        said_at, ledger = trio.current_time() - age, self._ledger
+        return ledger.histories.say(
+            self.group, lambda number: Frame(f'{text[:-1]},"seq":{number}}}'), ledger.limits, said_at
+        )
 
     async def attend(self) -> None:
         """Return once everything is heard here that is told to it, and known what was told lately: at once, alone."""
