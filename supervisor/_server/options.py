@@ -38,6 +38,8 @@ class Options:
     """The address to listen on; a host name may stand for several."""
     port: int = attrs.field(default=8765)
     """0 lets the system choose; see `Server.port`."""
+    fds: tuple[int, ...] = ()
+    """File descriptors of sockets that listen already, instead of ``host`` and ``port``: from systemd, say."""
     engine: str = attrs.field(default=ENGINES[0], validator=attrs.validators.in_(ENGINES))
     """What speaks the WebSocket protocol: ``trio-websocket``, or ``websockets`` (an extra of the same name)."""
     compression: bool = attrs.field(default=False)

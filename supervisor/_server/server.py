@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import socket
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -256,6 +257,14 @@ def open_metrics(supervisor: Supervisor) -> Metrics | None:
     return Metrics(supervisor)
 
 
+async def open_listeners(options: Options) -> list[trio.SocketListener]:
+    """Sockets that listen: our own, or those that we have inherited."""
+    if not options.fds:
+        return await trio.open_tcp_listeners(options.port, host=options.host)
+    inherited = [socket.socket(fileno=fd) for fd in options.fds]
+    return [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in inherited]
+
+
 @contextlib.asynccontextmanager
 async def open_nodes(supervisor: Supervisor, options: Options) -> AsyncGenerator[Cluster | None, None]:
     """Be one of several nodes, if that is wanted. ValueError if what it needs is not installed."""
@@ -307,7 +316,7 @@ async def serve(
     bad certificate.
     """
     tls = options.tls()
-    listeners = await trio.open_tcp_listeners(options.port, host=options.host)
+    listeners = await open_listeners(options)
     shutdown = Shutdown(timeouts)
     try:
         with watch_signals(shutdown) if signals else contextlib.nullcontext():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -22,6 +23,7 @@ from .._words.profiles import choose_profile
 from .app import app
 from .handlers import find_handler
 from .log import log_to_stderr
+from .workers import run_workers
 
 
 def find_authenticator(
@@ -70,6 +72,8 @@ def serve_command(
     app: str = "hub",
     host: str = "127.0.0.1",
     port: int = 8765,
+    workers: int = 1,
+    fd: tuple[int, ...] = (),
     engine: Literal["trio-websocket", "websockets"] = "trio-websocket",
     compression: bool = False,
     certfile: str | None = None,
@@ -109,6 +113,10 @@ def serve_command(
         The address to listen on.
     port
         The port to listen on; 0 lets the system choose.
+    workers
+        Processes on this port, each of them a node; needs --redis-url.
+    fd
+        Sockets that listen already, as file descriptors, instead of --host and --port. May be repeated.
     engine
         What speaks the WebSocket protocol.
     compression
@@ -160,9 +168,16 @@ def serve_command(
         The least that is worth a line.
     """
     log_to_stderr(log_format, log_level)
+    if workers < 1 or (workers > 1 and redis_url is None):
+        raise ValueError(
+            "--workers is at least 1, and more than one need --redis-url, by which they share their limits"
+        )
+    if workers > 1:
+        sys.exit(run_workers(workers, host, port))
     options = Options(
         host=host,
         port=port,
+        fds=fd,
         engine=engine,
         compression=compression,
         certfile=certfile,

@@ -1,0 +1,276 @@
+"""Nodes as processes of their own, on real sockets, that share a real Valkey: killed, stopped, drained, and asked."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import psutil
+import pytest
+import trio
+
+from supervisor import ClusterOptions, Options, Timeouts
+from supervisor.client import Gap, Message, open_client
+from tests.serving import Process, connect, open_server
+from tests.test_cluster import left, until
+from tests.test_runs import GOLDEN
+from tests.valkey import Valkey
+from tests.valkey import valkey as valkey  # a fixture
+
+LEASE = 1.0
+#: What a node needs to be one of those of this file.
+SHORT = ("--node-lease", str(LEASE))
+
+
+@contextlib.contextmanager
+def node(valkey: Valkey, *args: str, port: int = 0) -> Iterator[Process]:
+    with Process("--redis-url", valkey.url, *SHORT, *args, port=port) as process:
+        yield process
+
+
+def ask(port: int, path: str, body: Any = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}{path}", data)) as answer:
+        return json.load(answer)
+
+
+async def figures(port: int) -> Any:
+    return await trio.to_thread.run_sync(ask, port, "/api/statistics")
+
+
+def members(valkey: Valkey, user: str) -> int:
+    return int(valkey.ask("ZCARD", f"ws-supervisor:u:{user}"))
+
+
+@pytest.mark.req("R25", "R41", "A59")
+async def test_a_node_that_is_killed_leaves_nothing_and_its_seats_are_free_within_its_lease(valkey: Valkey) -> None:
+    policy = ("--per-user", "3", "--overflow-user", "reject")
+    with node(valkey, *policy) as one, node(valkey, *policy) as other:
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(3):
+                raw = await stack.enter_async_context(connect(one.port))
+                await raw.upgrade()
+                await raw.message()
+                await raw.say(op="join", room="r")
+            seen = await stack.enter_async_context(connect(other.port))
+            await seen.upgrade("/ws?user=bob")
+            await seen.message()
+            await seen.say(op="join", room="r")
+            assert (await seen.message())["members"] == 4
+            one.process.kill()
+            killed_at = time.monotonic()
+            while True:
+                async with connect(other.port) as raw:
+                    with contextlib.suppress(AssertionError):
+                        await raw.upgrade()
+                        break
+                await trio.sleep(0.02)
+            assert time.monotonic() - killed_at < LEASE + 0.1
+            notice = await seen.message()
+            assert (notice["type"], len(notice["left"]), notice["joined"]) == ("presence", 3, [])
+            await until(lambda: members(valkey, "ann") <= 1)
+        other.end(signal.SIGTERM)
+    assert left(valkey) == set()
+
+
+@pytest.mark.req("A59", "R41")
+async def test_a_node_that_was_stopped_counts_again_only_after_it_has_given_up_what_is_too_much(valkey: Valkey) -> None:
+    with node(valkey, "--per-user", "2") as one, node(valkey, "--per-user", "2") as other:
+        async with contextlib.AsyncExitStack() as stack:
+
+            async def enter(port: int) -> None:
+                raw = await stack.enter_async_context(connect(port))
+                await raw.upgrade()
+
+            for _ in range(2):
+                await enter(one.port)
+            one.process.send_signal(signal.SIGSTOP)
+            await until(lambda: valkey.ask("ZCARD", "ws-supervisor:nodes") == 1)
+            for _ in range(2):
+                await enter(other.port)
+            assert members(valkey, "ann") == 2
+            one.process.send_signal(signal.SIGCONT)
+            with trio.fail_after(LEASE + 2):
+                while (await figures(one.port)).get("connections") != 2:
+                    await trio.sleep(0.02)
+            assert members(valkey, "ann") == 2
+            assert (await figures(one.port))["by_node"].keys() == (await figures(other.port))["by_node"].keys()
+            one.end(signal.SIGTERM)
+            other.end(signal.SIGTERM)
+    assert left(valkey) == set()
+
+
+@pytest.mark.req("R17", "R41", "A51")
+async def test_what_is_asked_of_one_node_is_answered_by_all(valkey: Valkey) -> None:
+    with node(valkey) as one, node(valkey) as other:
+        async with connect(one.port) as ann, connect(other.port) as again, connect(other.port) as bob:
+            for raw, user in ((ann, "ann"), (again, "ann"), (bob, "bob")):
+                await raw.upgrade(f"/ws?user={user}")
+                await raw.message()
+            said = await figures(one.port)
+            assert (said["connections"], said["users"], len(said["by_node"])) == (3, 3, 2)
+            call = partial(trio.to_thread.run_sync, ask)
+            theirs = await call(one.port, "/api/connections?user=ann")
+            assert (theirs["total"], len({card["connection"] for card in theirs["connections"]})) == (2, 2)
+            assert (await call(one.port, "/api/audit"))["orphans"] == []
+            [card] = (await call(one.port, "/api/connections?user=bob"))["connections"]
+            story = (await call(one.port, "/api/why?connection=" + card["connection"]))["story"]
+            assert [event["event"] for event in story] == ["admitted"]
+            closed = await call(one.port, "/api/disconnect", {"connection": card["connection"]})
+            assert closed["closed"] == 1
+            assert await bob.closed_with() == (4503, "kicked")
+            assert (await call(other.port, "/api/revoke", {"user": "ann"}))["closed"] == 2
+            assert (await ann.closed_with())[0] == (await again.closed_with())[0] == 4506
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                await call(one.port, "/api/disconnect", {"user": "nobody"})
+            assert (await call(one.port, "/api/limits", {"per_user": 7}))["limits"]["per_user"] == 7
+            assert (await call(other.port, "/api/limits"))["limits"]["per_user"] == 7
+
+
+@pytest.mark.req("R41", "R39")
+async def test_a_node_is_drained_and_the_others_go_on(valkey: Valkey, unused_port: int) -> None:
+    """A client that comes back to another node has missed nothing."""
+    with node(valkey, port=unused_port) as one, node(valkey) as other:
+        url = f"ws://127.0.0.1:{unused_port}/ws?user=ann"
+        async with (
+            open_client(url, longest_pause=0.05) as ann,
+            open_client(f"ws://127.0.0.1:{other.port}/ws?user=bob") as bob,
+        ):
+            await ann.join("r")
+            await bob.join("r")
+            first = await bob.publish("r", 0)
+            await next_of(ann, Message)
+            await trio.to_thread.run_sync(one.end, signal.SIGTERM)
+            for number in range(1, 4):
+                await bob.publish("r", number)
+            with node(valkey, port=unused_port):
+                with trio.fail_after(15):
+                    heard = [await next_of(ann, Message, Gap) for _ in range(3)]
+                assert [(it.data, it.seq) for it in heard] == [(n, first + n) for n in range(1, 4)]
+                await bob.send("ann", "welcome back")
+                assert (await next_of(ann, Message)).data == "welcome back"
+
+
+async def next_of(client: Any, *kinds: type) -> Any:
+    while not isinstance(it := await anext(client), kinds):
+        pass
+    return it
+
+
+@pytest.mark.req("A61", "R39")
+async def test_when_the_engine_has_forgotten_everything_clients_are_told(valkey: Valkey) -> None:
+    cluster = ClusterOptions(url=valkey.url, lease=LEASE, patience=0.5)
+    async with open_server(options=Options(cluster=cluster)) as server:
+        url = f"ws://127.0.0.1:{server.port}/ws?user="
+        async with open_client(url + "ann") as ann, open_client(url + "bob") as bob:
+            await ann.join("r")
+            await bob.join("r")
+            for number in range(5):
+                await bob.publish("r", number)
+            for _ in range(5):
+                await next_of(ann, Message)
+            valkey.kill()
+            await until(lambda: server.cluster.line.engine is None)
+            valkey.start()
+            with trio.fail_after(10):
+                gaps = {(await next_of(ann, Gap)).room for _ in range(2)}
+                assert gaps == {"r", None}
+                await bob.publish("r", "new")
+                assert (await next_of(ann, Message)).data == "new"
+            assert server.supervisor.statistics().closed == {}  # nobody had to leave for it
+
+
+@pytest.mark.req("R32")
+async def test_the_golden_path_goes_on_beside_an_engine_that_stalls(valkey: Valkey) -> None:
+    cluster = ClusterOptions(url=valkey.url, lease=LEASE, patience=0.3)
+    async with (
+        open_server(options=Options(cluster=cluster), timeouts=Timeouts(linger=5)) as server,
+        connect(server) as raw,
+    ):
+        await raw.upgrade()
+        await raw.message()
+        valkey.pause()
+        await raw.say(op="run", agent="demo", data="what time is it?", ref=1)
+        told: list[str] = []
+        with trio.fail_after(10):
+            while "run_ended" not in told:
+                message = await raw.message()
+                if message["type"] == "run":
+                    told.append(message["event"])
+        assert told == [*GOLDEN, "run_ended"]
+        async with connect(server) as late:
+            await late.upgrade("/ws?user=late")
+        valkey.go_on()
+
+
+@pytest.mark.req("R41", "R25")
+@pytest.mark.slow
+def test_workers_share_one_port_and_one_that_is_killed_comes_back(valkey: Valkey, unused_port: int) -> None:
+    args = ("--workers", "3", "--redis-url", valkey.url, *SHORT, "--per-user", "4", "--port", str(unused_port))
+    with WorkersProcess(*args, port=unused_port) as parent:
+        trio.run(_workers_at_work, valkey, unused_port)
+        children = parent.children()
+        assert len(children) == 3
+        os.kill(children[0], signal.SIGKILL)
+        patience = time.monotonic() + 10
+        while len(fresh := parent.children()) < 3 or children[0] in fresh:
+            assert time.monotonic() < patience
+            time.sleep(0.05)
+        trio.run(_workers_at_work, valkey, unused_port)
+        parent.process.send_signal(signal.SIGTERM)
+        assert parent.process.wait(20) == 0
+    assert left(valkey) == set()
+
+
+async def _workers_at_work(valkey: Valkey, port: int) -> None:
+    """Six tabs of one user, at whichever worker: four stay, and hear each other."""
+    with trio.fail_after(30):
+        while True:
+            with contextlib.suppress(OSError, EOFError):
+                if len((await figures(port)).get("by_node", ())) == 3:
+                    break
+            await trio.sleep(0.05)
+        async with contextlib.AsyncExitStack() as stack:
+            raws = []
+            for _ in range(6):
+                raw = await stack.enter_async_context(connect(port))
+                await raw.upgrade()
+                raws.append(raw)
+            await until(lambda: members(valkey, "ann") == 4)
+            for raw in raws[:2]:
+                assert (await raw.closed_with())[0] == 4505
+            for raw in raws[2:]:
+                await raw.message()
+                await raw.say(op="join", room="r", ref=1)
+                while (await raw.message()).get("ref") != 1:
+                    pass
+            await raws[2].say(op="publish", room="r", data="hello")
+            for raw in raws[3:]:
+                while (await raw.message()).get("data") != "hello":
+                    pass
+        await until(lambda: members(valkey, "ann") == 0)
+
+
+class WorkersProcess(Process):
+    """The parent of several."""
+
+    def __init__(self, *args: str, port: int) -> None:
+        command = [sys.executable, "-m", "supervisor", "serve", *args]
+        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        self.port = port
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def children(self) -> list[int]:
+        return [child.pid for child in psutil.Process(self.process.pid).children()]
