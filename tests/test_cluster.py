@@ -564,3 +564,51 @@ async def test_who_is_connected_already_is_no_node(valkey: Valkey) -> None:
         with pytest.raises(RuntimeError, match="before anybody connects"):
             async with open_cluster(supervisor, ClusterOptions(url=valkey.url)):
                 pass
+
+
+# -- runs ------------------------------------------------------------------------------------------------------
+
+
+async def counts_to(run: Any, count: int) -> int:
+    for number in range(count):
+        run.emit("step", number)
+        await trio.sleep(0.01)
+    return count
+
+
+@pytest.mark.req("R41", "R39")
+async def test_a_run_is_followed_at_another_node_by_those_of_its_user_and_goes_on_for_them(valkey: Valkey) -> None:
+    async with open_nodes(valkey) as (one, other):
+        first = await one.enter()
+        wire = first.wire
+        run = one.supervisor.start_run("ann", counts_to, 60)
+        run.follow(first)
+        await trio.sleep(0.1)
+        second = await other.enter()
+        [card] = await other.cluster.runs("ann")
+        assert (card["run"], card["outcome"]) == (run.id, None)
+        complete, last = await other.cluster.follow(second, run.id, 0)
+        assert complete
+        assert last > 0
+        await trio.sleep(0.05)
+        await one.supervisor.disconnect(first.id)  # nobody of them is here any more, and it goes on
+        await until(lambda: said(second)[-1]["event"] == "run_ended")
+        assert [event["seq"] for event in said(second)] == list(range(1, 62))
+        assert said(second)[-1]["data"]["outcome"] == "completed"
+        assert second.wire.sent[:10] == wire.sent[:10]
+        assert second.groups == {}
+        [card] = await other.cluster.runs("ann")
+        assert card["outcome"] == "completed"
+
+
+@pytest.mark.req("R41")
+async def test_a_run_is_cancelled_from_another_node_and_lost_with_its_own(valkey: Valkey) -> None:
+    async with open_nodes(valkey) as (one, other):
+        await one.enter()
+        run = one.supervisor.start_run("ann", counts_to, 10_000)
+        ann = await other.enter()
+        await other.cluster.follow(ann, run.id, None)
+        other.cluster.cancel(run.id)
+        await until(lambda: run.outcome is not None)
+        await until(lambda: said(ann)[-1:] and said(ann)[-1]["event"] == "run_ended")
+        assert said(ann)[-1]["data"]["outcome"] == "cancelled"

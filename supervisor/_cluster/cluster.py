@@ -19,9 +19,11 @@ from .._decisions.presence import Diff
 from .._mechanisms.audience import Audience
 from .._mechanisms.connection import Connection
 from .._mechanisms.nodes import Remote
+from .._mechanisms.run import Run
 from .._mechanisms.supervisor import RoomShare, Supervisor
 from .._words import events
 from .._words.cluster import ClusterOptions
+from .._words.errors import OutcomeUnknown, Unavailable
 from .._words.frames import Frame
 from .engine import Engine, OpenEngine, Push, open_redis, parse_url
 from .leases import Leases
@@ -34,7 +36,10 @@ UNATTENDED = 30.0
 #: Members of a room that are told of in one operation.
 _TOGETHER = 200
 _FOREVER_MS = 10**11
-_KINDS = ("user", "room")
+_KINDS = ("user", "room", "errand")
+#: Seconds for which a user's runs go on here once they follow one from another node, who says so every ten.
+HELD = 30.0
+_ENDED = '"event":"run_ended"'
 
 
 @attrs.define(eq=False)
@@ -87,6 +92,46 @@ class Cluster:
             kind, text = ("text", frame.message) if isinstance(frame.message, str) else ("data", frame.message)
             content = text if isinstance(text, str) else base64.b64encode(text)
             self.line.ask("publish", _spell(group), kind, content)
+
+    # -- runs ----------------------------------------------------------------------------------------------------
+
+    def emit(self, run: Run, number: int, text: str) -> None:
+        """See `Nodes.emit`."""
+        if self.line.alive:
+            limits = self.ledger.limits
+            bounds = limits.run_messages, limits.run_bytes, _milliseconds(limits.history_age)
+            self.line.ask("emit", _spell(_errand(run.id)), number, *bounds, text)
+
+    def know(self, run: Run) -> None:
+        """See `Nodes.know`."""
+        if self.line.alive:
+            outcome = None if run.outcome is None else run.outcome.value
+            card = json.dumps({"run": run.id, "known_by": run.known_by, "outcome": outcome})
+            self.line.ask("run", run.user, run.id, card, _milliseconds(self.ledger.limits.history_age))
+
+    async def runs(self, user: str) -> list[dict[str, Any]]:
+        """See `Nodes.runs`; none, if the engine does not say."""
+        try:
+            answer = await self.line.do("runs", user, patience=self.options.patience if self.line.alive else 0.0)
+        except (Unavailable, OutcomeUnknown):
+            return []
+        return [json.loads(card) for card in answer]
+
+    async def follow(self, conn: Connection, run: str, after: int | None) -> tuple[bool, int]:
+        """See `Nodes.follow`. The user of the run goes on at its node as long as somebody follows it here."""
+        group = _errand(run)
+        await self._wait(self._attend(group))
+        audience = Audience(self.ledger, group)
+        if group in conn.groups:
+            return after in (None, audience.last), audience.last
+        complete = True if after is None else audience.recover(conn, after)
+        self.ledger.join(conn, group, None)
+        self.line.ask("follow", run, conn.user)
+        return complete, audience.last
+
+    def cancel(self, run: str) -> None:
+        """See `Nodes.cancel`."""
+        self.line.ask("cancel", run)
 
     def others(self, group: Group) -> RoomShare:
         """See `Nodes.others`."""
@@ -171,6 +216,9 @@ class Cluster:
                         )
                     )
             audience.hear(said.text, said.exclude, said.age)
+            if replica.group.kind == "errand" and _ENDED in said.text:
+                for member in audience.members:
+                    self.ledger.part(member, replica.group)
 
     def _meet(self, replica: Replica, answer: list[Any]) -> None:
         """Who is in a room at other nodes; those who watch are told what is new in that."""
@@ -276,6 +324,12 @@ class Cluster:
                 self.leases.evicted(first, rest)
             case "free":
                 self.leases.freed(f"{first} {rest}")
+            case "hold":
+                self.ledger.hold(rest, HELD)
+            case "cancel" if first in self.ledger.runs.active:
+                self.ledger.runs.active[first].scope.cancel()
+            case "cancel":
+                pass
             case "order":
                 self.orders.hear(first, rest)
             case "lost":
@@ -294,9 +348,20 @@ class Cluster:
                     replica.wanted_at = now
                 elif now - replica.wanted_at > UNATTENDED:
                     self._drop(replica)
-            for groups in in_batches(map(_spell, self._replicas), _TOGETHER):
-                if self.line.alive:
-                    self.line.ask("touch", _milliseconds(age), *groups)
+            if self.line.alive:
+                self._touch(_milliseconds(age))
+
+    def _touch(self, age: int) -> None:
+        """Nothing is forgotten by the engine that somebody here needs."""
+        running = cast("tuple[Run, ...]", tuple(self.ledger.runs.active.values()))
+        groups = [*self._replicas, *(_errand(run.id) for run in running)]
+        for some in in_batches(map(_spell, groups), _TOGETHER):
+            self.line.ask("touch", age, *some)
+        for run in running:
+            self.know(run)
+        for group in self._replicas:
+            for user in {member.user for member in Audience(self.ledger, group).members if group.kind == "errand"}:
+                self.line.ask("follow", cast("str", group.name), user)
 
     def _drop(self, replica: Replica) -> None:
         del self._replicas[replica.group]
@@ -313,6 +378,10 @@ class Cluster:
 
 def _spell(group: Group) -> str:
     return f"{group.kind}:{group.name}"
+
+
+def _errand(run: str) -> Group:
+    return Group("errand", run)
 
 
 def _parse(spelled: str) -> Group:

@@ -16,6 +16,7 @@
 --   n:NODE             the claims and seats of one node, so that they can be taken back when it is lost
 --   w:CLAIM            the node that waits for this seat
 --   h:GROUP            what was told to one audience lately: a stream whose ids are the numbers
+--   runs:USER          the runs of one user, by their ids, which begin with "node-"
 --   top                the greatest number that was ever given, so that none is given twice
 --   p:ROOM:NODE        the members of a room at one node; a:ROOM the nodes that have any, r:NODE the rooms of one node
 --   b:NODE             the last batch, and how it was answered
@@ -152,11 +153,10 @@ local function begin(stream)
   return number
 end
 
--- Number a message, keep it, and tell all nodes that attend. `total` counts the bytes that there were so far.
-function ops.tell(group, exclude, messages, bytes, age, text)
+-- Keep a message under its number, within these bounds, and tell it to all nodes that attend. `total` counts the bytes
+-- that there were so far.
+local function keep(group, number, exclude, messages, bytes, age, text)
   local stream = key('h', group)
-  local number = (last_of(stream) or begin(stream)) + 1
-  if number > tonumber(redis.call('GET', TOP) or 0) then redis.call('SET', TOP, number) end
   local newest = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
   local total = (newest and tonumber(newest[2][4]) or 0) + #text
   redis.call('XADD', stream, 'MAXLEN', messages, number .. '-0', 'text', text, 'total', total, 'at', now)
@@ -167,6 +167,14 @@ function ops.tell(group, exclude, messages, bytes, age, text)
   end
   redis.call('PEXPIRE', stream, age)
   redis.call('PUBLISH', key('c', group), 'said ' .. number .. ' ' .. (exclude == '' and '-' or exclude) .. ' ' .. text)
+end
+
+-- Number a message, keep it, and tell it.
+function ops.tell(group, exclude, messages, bytes, age, text)
+  local stream = key('h', group)
+  local number = (last_of(stream) or begin(stream)) + 1
+  if number > tonumber(redis.call('GET', TOP) or 0) then redis.call('SET', TOP, number) end
+  keep(group, number, exclude, messages, bytes, age, text)
   return number
 end
 
@@ -184,6 +192,20 @@ end
 function ops.order(to, text)
   redis.call('PUBLISH', to == '' and EVERYBODY or key('node', to), 'order ' .. node .. ' ' .. text)
 end
+
+-- Runs: their node gives their events numbers; the others find them by their user -------------------------------
+
+function ops.emit(group, number, messages, bytes, age, text) keep(group, number, '', messages, bytes, age, text) end
+
+function ops.run(user, run, card, age)
+  redis.call('HSET', key('runs', user), run, card)
+  redis.call('PEXPIRE', key('runs', user), age)
+end
+
+-- To the node of a run: that somebody of its user follows it here, or wants it to end.
+function ops.follow(run, user) send(node_of(run), 'hold', node, user) end
+
+function ops.cancel(run) send(node_of(run), 'cancel', run) end
 
 -- Presence ---------------------------------------------------------------------------------------------------------
 
@@ -270,6 +292,15 @@ function ops.attend(group, after, age)
     found[#found + 1] = number_of(entry)
     found[#found + 1] = now - tonumber(entry[2][6])
     found[#found + 1] = entry[2][2]
+  end
+  return found
+end
+
+-- The runs of a user at nodes that live.
+function ops.runs(user)
+  local found, runs = {}, redis.call('HGETALL', key('runs', user))
+  for i = 1, #runs, 2 do
+    if is_alive(node_of(runs[i])) then found[#found + 1] = runs[i + 1] end
   end
   return found
 end

@@ -152,6 +152,7 @@ class Leases:
             return
         conn, limits = held.conn, self.ledger.limits
         if why == "session":
+            self.ledger.hold(conn.user, self.patience + 1.0)  # for what they follow, they will say so
             self.ledger.leave(conn, CloseReason.TAKEN_OVER)
             return
         limit, maximum = (PER_USER, limits.per_user) if why == "user" else (TOTAL, limits.total)

@@ -24,9 +24,11 @@ MOST_ARGUMENTS: Final = 1000
 #: Operations that wait, at most; more are refused.
 MOST_WAITING: Final = 50_000
 #: They need no memory of the engine's, so they are done also when it has none left.
-_FRUGAL = frozenset({"renew", "leave", "give_back", "go", "touch", "exit", "look", "present"})
+_FRUGAL = frozenset(
+    {"renew", "leave", "give_back", "go", "touch", "exit", "look", "present", "runs", "follow", "cancel"}
+)
 #: They only ask, so it does no harm to ask again, and they need no number.
-_READS = frozenset({"attend", "present", "look", "renew"})
+_READS = frozenset({"attend", "present", "look", "renew", "runs"})
 #: Seconds until the next attempt to reach the engine, at first and at most; all of it is jitter.
 _FIRST, _LONGEST = 0.05, 1.0
 

@@ -340,7 +340,8 @@ class Ledger(Books):
     def next_look(self, user: User) -> float:
         """When the keeper of `user` must look again."""
         if user.vacant_since is not None:
-            return user.vacant_since + (self.timeouts.linger if self.open else 0.0)
+            lingers_until = user.vacant_since + self.timeouts.linger
+            return max(lingers_until, user.held_until) if self.open else user.vacant_since
         return min(map(self._due, self._timed(user)), default=float("inf"))
 
     @step
@@ -377,6 +378,13 @@ class Ledger(Books):
             self._count_lifetime(stay, attrs.evolve(self.limits, lifetime=math.inf))
         self._rearm(stay)
         stay.host.ring_by(self._due(stay))
+
+    @enable_ki_protection
+    def hold(self, name: str, seconds: float) -> None:
+        """A user is at another node: what is done for them here goes on for so long, without any connection."""
+        user = self.users.get(name)
+        if user is not None:
+            user.held_until = max(user.held_until, trio.current_time() + seconds)
 
     @step
     def close_user(self, user: User) -> bool:

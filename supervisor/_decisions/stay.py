@@ -53,6 +53,8 @@ class User:
     #: What the keeper sleeps in; its deadline is the earliest due of all connections of this user.
     alarm: trio.CancelScope | None = None
     vacant_since: float | None = None
+    #: They are at another node, and what is done for them here goes on until then.
+    held_until: float = -math.inf
     #: Under how many claims the ranking has them.
     ranked: int = 0
     #: Those that have not ended, and the last that have.

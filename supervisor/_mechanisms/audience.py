@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import attrs
@@ -11,7 +12,7 @@ import trio
 
 from .._decisions.ledger import Ledger
 from .._decisions.memberships import Group
-from .._words.frames import Frame
+from .._words.frames import Frame, numbered
 from .connection import Connection, Message
 from .nodes import Nodes, Remote
 
@@ -76,9 +77,7 @@ class Audience:
     def keep(self, text: str, age: float = 0.0) -> Frame:
         """Number the next message, and keep it for those who come back."""
         said_at, ledger = trio.current_time() - age, self._ledger
-        return ledger.histories.say(
-            self.group, lambda number: Frame(f'{text[:-1]},"seq":{number}}}'), ledger.limits, said_at
-        )
+        return ledger.histories.say(self.group, partial(numbered, text), ledger.limits, said_at)
 
     async def attend(self) -> None:
         """Return once everything is heard here that is told to it, and known what was told lately: at once, alone."""

@@ -11,6 +11,7 @@ from .._words.frames import Frame
 
 if TYPE_CHECKING:
     from .connection import Connection
+    from .run import Run
 
 
 @attrs.frozen
@@ -40,6 +41,26 @@ class Nodes(Protocol):
 
     def publish(self, group: Group, frame: Frame) -> None:
         """Have the other nodes deliver a message, as far as they can be reached."""
+        ...
+
+    def emit(self, run: Run, number: int, text: str) -> None:
+        """Have the other nodes hear what a run of ours says."""
+        ...
+
+    def know(self, run: Run) -> None:
+        """Have the other nodes find a run of ours, or see how it has ended."""
+        ...
+
+    async def runs(self, user: str) -> list[dict[str, Any]]:
+        """The runs of a user that other nodes have: ``run``, ``known_by``, and ``outcome``, None if it is not over."""
+        ...
+
+    async def follow(self, conn: Connection, run: str, after: int | None) -> tuple[bool, int]:
+        """Have `conn` hear what a run at another node says, see `Run.follow`; and its last number."""
+        ...
+
+    def cancel(self, run: str) -> None:
+        """End a run at another node."""
         ...
 
     def others(self, group: Group) -> dict[Connection | Remote, Any]:

@@ -15,10 +15,11 @@ from .._decisions.memberships import Group
 from .._decisions.runs import Errand, Outcome
 from .._words.errors import RunFailed
 from .._words.events import Failed
-from .._words.frames import Frame
+from .._words.frames import numbered
 from .._words.record import describe
 from .connection import Connection
 from .lifecycle import interrupts
+from .nodes import Nodes
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -31,6 +32,7 @@ class Run(Errand):
     """Named work of one user, over when its function returns, fails or is cancelled; at the latest with its user."""
 
     _ledger: Ledger = attrs.field(repr=False, kw_only=True)
+    _nodes: Nodes | None = attrs.field(default=None, repr=False, kw_only=True)
     result: Any = attrs.field(default=None, init=False, repr=False)
     error: str = attrs.field(default="", init=False)
 
@@ -55,9 +57,12 @@ class Run(Errand):
         if self.outcome is not None:
             raise RuntimeError(f"run {self.id!r} is over")
         number = self.backlog.last + 1
-        told = {"type": "run", "run": self.id, "event": event, "data": data, "seq": number}
-        frame = Frame(json.dumps(told, separators=(",", ":"), allow_nan=False))
+        told = {"type": "run", "run": self.id, "event": event, "data": data}
+        text = json.dumps(told, separators=(",", ":"), allow_nan=False)
+        frame = numbered(text, number)
         self.backlog.add(frame)
+        if self._nodes is not None:
+            self._nodes.emit(self, number, text)
         for follower in self.followers:
             follower.send_nowait(frame)
         return number
@@ -117,6 +122,8 @@ class Run(Errand):
             for follower in self.followers:
                 self._ledger.part(follower, self._group)
             self._ledger.runs.end(self, outcome, error)
+            if self._nodes is not None:
+                self._nodes.know(self)
 
 
 async def live(

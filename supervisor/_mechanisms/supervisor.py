@@ -175,8 +175,19 @@ class Supervisor:
             raise NotFound(f"user {user!r} is not here")
         backlog = Backlog(ledger.limits.run_messages, ledger.limits.run_bytes)
         name = getattr(async_fn, "__name__", type(async_fn).__name__)
-        run = Run(ledger.prefix + ledger.runs.number(), name, user, host, trio.current_time(), backlog, ledger=ledger)
+        run = Run(
+            ledger.prefix + ledger.runs.number(),
+            name,
+            user,
+            host,
+            trio.current_time(),
+            backlog,
+            ledger=ledger,
+            nodes=self.nodes,
+        )
         ledger.runs.begin(run, ledger.limits)
+        if self.nodes is not None:
+            self.nodes.know(run)
         start: Callable[[], Awaitable[None]] = partial(live, ledger, run, async_fn, *args, **kwargs)
         host.nursery.start_soon(start, name=f"run {run.id}")
         return run

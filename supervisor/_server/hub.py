@@ -245,7 +245,7 @@ class Guest:
         presence = self.conn.supervisor.room(room).presence
         return {"room": room, "members": [_card(member, metadata) for member, metadata in presence.items()]}
 
-    def run(self, frame: Frame) -> Frame:
+    async def run(self, frame: Frame) -> Frame:
         """Have an agent work for one's user, and follow it."""
         name = _name(frame, "agent")
         if name not in self.hub.agents:
@@ -253,39 +253,61 @@ class Guest:
         self._ask("run", name)
         data = frame.get("data")
         encode({"": data})  # which it may not be
-        run = self._run(name, data, _identifier(frame, "id"))
-        complete = run.follow(self.conn, 0)
-        return _told_of(run, complete=complete)
-
-    def _run(self, agent: str, data: Any, known_by: str | int | None) -> Run:
-        """A new one; or the one that was begun by the same request, whose reply was lost."""
-        for run in self.conn.supervisor.runs(self.conn.user):
-            if known_by is not None and run.known_by == known_by:
-                return run
+        known_by, supervisor = _identifier(frame, "id"), self.conn.supervisor
+        if known_by is not None:  # begun by the same request, whose reply was lost, it is that one
+            for run in supervisor.runs(self.conn.user):
+                if run.known_by == known_by:
+                    return _told_of(run, complete=run.follow(self.conn, 0))
+            for card in await self._runs_elsewhere():
+                if card["known_by"] == known_by:
+                    return await self._follow_elsewhere(card["run"], 0)
         try:
-            run = self.conn.supervisor.start_run(self.conn.user, self.hub.agents[agent], data)
+            run = supervisor.start_run(self.conn.user, self.hub.agents[name], data)
         except RunLimitReached as limit:
             raise _mistake("limit_reached", str(limit)) from None
         run.known_by = known_by
-        return run
+        if supervisor.nodes is not None:
+            supervisor.nodes.know(run)
+        return _told_of(run, complete=run.follow(self.conn, 0))
 
-    def follow(self, frame: Frame) -> Frame:
+    async def _runs_elsewhere(self) -> list[Frame]:
+        nodes = self.conn.supervisor.nodes
+        return [] if nodes is None else await nodes.runs(self.conn.user)
+
+    async def _follow_elsewhere(self, run: str, after: int | None) -> Frame:
+        nodes = self.conn.supervisor.nodes
+        assert nodes is not None
+        complete, last = await nodes.follow(self.conn, run, after)
+        [outcome] = [card["outcome"] for card in await self._runs_elsewhere() if card["run"] == run] or [None]
+        return {"run": run, "seq": last, "complete": complete, "outcome": outcome}
+
+    async def follow(self, frame: Frame) -> Frame:
         """Be told what a run of one's own says; and what it has said after ``seq``, if that is still known."""
-        run, after = self._find_run(frame), frame.get("seq")
+        name, after = _name(frame, "run"), frame.get("seq")
         if after is not None and not (isinstance(after, int) and not isinstance(after, bool) and after >= 0):
             raise Mistake("seq must be a whole number, the last that is known; 0 for none")
+        run = await self._find_run(name)
+        if run is None:
+            return await self._follow_elsewhere(name, after)
         return _told_of(run, complete=run.follow(self.conn, after))
 
-    def cancel(self, frame: Frame) -> Frame:
+    async def cancel(self, frame: Frame) -> Frame:
         """End a run of one's own."""
-        run = self._find_run(frame)
-        return {"run": run.id, "cancelled": run.cancel()}
-
-    def _find_run(self, frame: Frame) -> Run:
         name = _name(frame, "run")
+        run, nodes = await self._find_run(name), self.conn.supervisor.nodes
+        if run is not None:
+            return {"run": run.id, "cancelled": run.cancel()}
+        assert nodes is not None
+        nodes.cancel(name)
+        return {"run": name, "cancelled": True}
+
+    async def _find_run(self, name: str) -> Run | None:
+        """The run of this name; None if another node has it."""
         for run in self.conn.supervisor.runs(self.conn.user):
             if run.id == name:
                 return run
+        if any(card["run"] == name for card in await self._runs_elsewhere()):
+            return None
         raise _mistake("not_found", "there is no such run of yours, or it has been over for long")
 
     def ping(self, frame: Frame) -> Frame:

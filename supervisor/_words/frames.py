@@ -70,3 +70,8 @@ class Frame:
 
     def __len__(self) -> int:
         return len(self.octets)
+
+
+def numbered(text: str, number: int) -> Frame:
+    """A JSON object, and its number as ``seq``."""
+    return Frame(f'{text[:-1]},"seq":{number}}}')
