@@ -134,7 +134,7 @@ async def test_what_is_asked_of_one_node_is_answered_by_all(valkey: Valkey) -> N
             assert await bob.closed_with() == (4503, "kicked")
             assert (await call(other.port, "/api/revoke", {"user": "ann"}))["closed"] == 2
             assert (await ann.closed_with())[0] == (await again.closed_with())[0] == 4506
-            with pytest.raises(LookupError, match="404 .*not_found"):
+            with pytest.raises(LookupError, match=r"404 .*not_found"):
                 await call(one.port, "/api/disconnect", {"user": "nobody"})
             assert (await call(one.port, "/api/limits", {"per_user": 7}))["limits"]["per_user"] == 7
             assert (await call(other.port, "/api/limits"))["limits"]["per_user"] == 7
