@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
+from itertools import cycle
 from typing import Any
 
 import attrs
 import trio
 
-from supervisor import Hub, Limits, Overflow, Policies, Timeouts
+from supervisor import ClusterOptions, Hub, Limits, Options, Overflow, Policies, Timeouts
 from supervisor.client import Client, Gap, Message, OutcomeUnknown, RunEvent, open_client
 from tests.proxy import Cut, Proxy, open_proxy
 from tests.serving import open_server
@@ -91,16 +92,25 @@ LIMITS: dict[str, Any] = {"per_user": 1, "runs": 100}
 hub = Hub({"counting": counting})
 
 
-async def converse(cuts: Iterator[Cut], **limits: Any) -> tuple[Proxy, list[Talker], list[Message]]:
-    """Have three clients talk through a proxy until it has nothing left to cut; who is never cut writes it down."""
+async def converse(
+    cuts: Iterator[Cut], nodes: Sequence[ClusterOptions | None] = (None,), **limits: Any
+) -> tuple[Proxy, list[Talker], list[Message]]:
+    """Have three clients talk through a proxy until it has nothing left to cut; who is never cut writes it down.
+
+    Of several nodes, each connection comes to another one.
+    """
     settings: dict[str, Any] = {
         "limits": Limits(**LIMITS, **limits),
         "policies": Policies(overflow_user=Overflow.REJECT),  # so that only a take-over gets in
         "timeouts": Timeouts(linger=30),
     }
     async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(open_server(hub, **settings))
-        proxy = await stack.enter_async_context(open_proxy(server.port, cuts))
+        servers = [
+            await stack.enter_async_context(open_server(hub, Options(cluster=node), **settings)) for node in nodes
+        ]
+        server = servers[0]
+        ports = cycle([server.port for server in servers])
+        proxy = await stack.enter_async_context(open_proxy(ports, cuts))
         nursery = await stack.enter_async_context(trio.open_nursery())
 
         async def enter(name: str, port: int) -> Talker:
@@ -116,11 +126,13 @@ async def converse(cuts: Iterator[Cut], **limits: Any) -> tuple[Proxy, list[Talk
         async with trio.open_nursery() as talking:
             for talker in talkers:
                 talking.start_soon(talker.talk, proxy.exhausted)
+        said = (number for talker in talkers for _, number in talker.said if number is not None)
+        goal = max(server.supervisor.room("room").last, *said)
         for talker in (clerk, *talkers):
-            talker.goal = server.supervisor.room("room").last
+            talker.goal = goal
             talker.look()
             await talker.reached.wait()
-        assert server.supervisor.audit() == ()
+        assert all(server.supervisor.audit() == () for server in servers)
         assert not clerk.gaps
         nursery.cancel_scope.cancel()
     return proxy, talkers, clerk.heard
@@ -129,7 +141,7 @@ async def converse(cuts: Iterator[Cut], **limits: Any) -> tuple[Proxy, list[Talk
 def judge(talkers: list[Talker], record: list[Message]) -> None:
     """Everybody has heard what was said, once, in order, and been told of what they have not."""
     numbers = [message.seq for message in record]
-    assert numbers == list(range(1, len(numbers) + 1))
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
     texts = [f"{message.sender}: {message.data}" for message in record]
     assert len(set(texts)) == len(texts), "said twice"
     by_number = {message.seq: message for message in record}

@@ -8,6 +8,7 @@ import struct
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from itertools import repeat
 
 import attrs
 import trio
@@ -35,7 +36,8 @@ class Cut:
 class Proxy:
     """Deals its cuts to one connection after another; when there are no more, nothing is cut."""
 
-    target: int
+    #: The ports of one connection after another.
+    targets: Iterator[int]
     cuts: Iterator[Cut]
     port: int = 0
     connections: int = 0
@@ -49,7 +51,7 @@ class Proxy:
         if cut is None:
             self.exhausted.set()
         try:
-            server = await trio.open_tcp_stream("127.0.0.1", self.target)
+            server = await trio.open_tcp_stream("127.0.0.1", next(self.targets))
         except OSError:
             await trio.aclose_forcefully(client)
             return
@@ -96,9 +98,9 @@ async def _until_closed(stream: trio.SocketStream) -> None:
 
 
 @asynccontextmanager
-async def open_proxy(target: int, cuts: Iterator[Cut]) -> AsyncIterator[Proxy]:
-    """A proxy to a port of this machine."""
-    proxy = Proxy(target, cuts)
+async def open_proxy(target: int | Iterator[int], cuts: Iterator[Cut]) -> AsyncIterator[Proxy]:
+    """A proxy to a port of this machine, or for each connection to another."""
+    proxy = Proxy(repeat(target) if isinstance(target, int) else target, cuts)
     async with trio.open_nursery() as nursery:
         listeners = await nursery.start(trio.serve_tcp, proxy.serve, 0)
         proxy.port = listeners[0].socket.getsockname()[1]

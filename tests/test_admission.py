@@ -527,3 +527,14 @@ async def test_taking_over_on_a_server() -> None:
         await second.upgrade("/ws?user=ann&session=s&takeover=1")
         assert await first.closed_with() == (4505, "taken over by a newer connection of its session")
         assert len(server.supervisor.connections(user="ann")) == 1
+
+
+@pytest.mark.req("R39")
+async def test_an_attempt_that_was_given_up_does_not_take_over_from_a_later_one(autojump_clock) -> None:
+    async with open_house() as house:
+        last = await house.enter(session="phone", takes_over=1002)
+        with pytest.raises(Superseded, match="taken over by a newer connection"):
+            await house.enter(session="phone", takes_over=1001)
+        assert last.end is None
+        again = await house.enter(session="phone", takes_over=1002)
+        assert (last.end.reason, again.end) == (CloseReason.TAKEN_OVER, None)

@@ -21,6 +21,7 @@ from supervisor import (
     OutcomeUnknown,
     Overflow,
     Policies,
+    Superseded,
     Supervisor,
     Timeouts,
     Unavailable,
@@ -215,7 +216,10 @@ async def test_a_client_that_comes_back_to_another_node_takes_over(valkey: Valke
             first = second
         with pytest.raises(LimitReached):
             await nodes[0].enter(session="another", takes_over=True)
-        assert first.end is None
+        last = await nodes[0].enter(session="s", takes_over=1002)
+        with pytest.raises(Superseded):
+            await nodes[1].enter(session="s", takes_over=1001)
+        assert last.end is None
 
 
 async def test_limits_that_are_only_watched_keep_nobody_out(valkey: Valkey) -> None:

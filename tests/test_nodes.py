@@ -20,7 +20,9 @@ import trio
 
 from supervisor import ClusterOptions, Options, Timeouts
 from supervisor.client import Gap, Message, open_client
+from tests.cutting import converse, judge
 from tests.serving import Process, connect, open_server
+from tests.test_client import deal
 from tests.test_cluster import left, until
 from tests.test_runs import GOLDEN
 from tests.valkey import Valkey
@@ -191,6 +193,31 @@ async def test_when_the_engine_has_forgotten_everything_clients_are_told(valkey:
                 await bob.publish("r", "new")
                 assert (await next_of(ann, Message)).data == "new"
             assert server.supervisor.statistics().closed == {}  # nobody had to leave for it
+
+
+@pytest.mark.req("R39", "R41")
+@pytest.mark.parametrize("cuts", [60, pytest.param(1000, marks=pytest.mark.slow)])
+async def test_random_cuts_between_nodes_lose_nothing(valkey: Valkey, cuts: int, record_property: Any) -> None:
+    """Every connection comes to another node; now and then the nodes lose theirs to the engine."""
+    cluster = ClusterOptions(url=valkey.url, lease=5)
+    ample = {"history_messages": 10_000, "history_bytes": 10**7}
+    with trio.fail_after(cuts):
+        async with trio.open_nursery() as nursery:
+
+            async def cut_the_nodes() -> None:
+                while True:
+                    await trio.sleep(0.3)
+                    valkey.ask("CLIENT", "KILL", "TYPE", "pubsub")
+
+            nursery.start_soon(cut_the_nodes)
+            proxy, talkers, record = await converse(deal(cuts, seed=cuts), [cluster] * 3, **ample)
+            nursery.cancel_scope.cancel()
+    judge(talkers, record)
+    assert proxy.done.total() == cuts
+    assert [talker.gaps for talker in talkers] == [[], [], []]
+    record_property("cuts between nodes", cuts)
+    record_property("messages", len(record))
+    record_property("outcomes unknown", sum(number is None for talker in talkers for _, number in talker.said))
 
 
 @pytest.mark.req("R32")

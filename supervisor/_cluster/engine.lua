@@ -11,7 +11,7 @@
 --   all                each claim, by its order of admission: "connection user", a connection's id begins with "node-"
 --   u:USER             the claims of one user, in that order
 --   users              each user, by the number of their claims
---   s:USER             claim -> session
+--   s:USER             claim -> the attempt that it came by, and its session
 --   leaving, l:USER    who has given up the claim and still holds the seat
 --   n:NODE             the claims and seats of one node, so that they can be taken back when it is lost
 --   w:CLAIM            the node that waits for this seat
@@ -79,11 +79,18 @@ local function forget_lost(user)
   end
 end
 
-local function take_over(user, session)
-  local sessions = redis.call('HGETALL', key('s', user))
+-- Those of this session leave; false if one of them has come for a later attempt.
+local function take_over(user, session, attempt)
+  local sessions, same = redis.call('HGETALL', key('s', user)), {}
   for i = 1, #sessions, 2 do
-    if sessions[i + 1] == session then evict(sessions[i], 'session') end
+    local tried, name = string.match(sessions[i + 1], '^(%d+) (.*)$')
+    if name == session then
+      if tonumber(tried) > attempt then return false end
+      same[#same + 1] = sessions[i]
+    end
   end
+  for _, claim in ipairs(same) do evict(claim, 'session') end
+  return true
 end
 
 -- One of those who leave whose seat nobody waits for yet: the newcomer does, from now on.
@@ -96,13 +103,14 @@ end
 
 local ops = {}
 
--- Come in: answers 'in', and the claim whose seat it waits for, if it does; or 'full', which limit, and how many there are.
+-- Come in: answers 'in', and the claim whose seat it waits for, if it does; or 'full', which limit, and how
+-- many there are; or 'late', if its session has come by a later attempt.
 function ops.claim(user, id, session, takes_over, per_user, total, policy_user, policy_total)
   local claim, order = id .. ' ' .. user, nil
   per_user, total = tonumber(per_user), tonumber(total)
   if redis.call('ZSCORE', ALL, claim) then return {'in'} end
   forget_lost(user)
-  if takes_over == '1' then take_over(user, session) end
+  if takes_over ~= '0' and not take_over(user, session, tonumber(takes_over)) then return {'late'} end
   local mine, everybody = redis.call('ZCARD', key('u', user)), redis.call('ZCARD', ALL)
   if mine >= per_user then
     if policy_user == 'refuse' then return {'full', 'per user', mine} end
@@ -118,7 +126,7 @@ function ops.claim(user, id, session, takes_over, per_user, total, policy_user, 
   redis.call('ZADD', key('u', user), order, claim)
   redis.call('ZINCRBY', USERS, 1, user)
   redis.call('SADD', key('n', node), claim)
-  if session ~= '' then redis.call('HSET', key('s', user), claim, session) end
+  if session ~= '' then redis.call('HSET', key('s', user), claim, takes_over .. ' ' .. session) end
   local leaving, waits = redis.call('SMEMBERS', key('l', user)), {}
   if redis.call('ZCARD', key('u', user)) + #leaving > per_user then waits = await_one(leaving) end
   if #waits == 0 and redis.call('ZCARD', ALL) + redis.call('ZCARD', LEAVING) > total then

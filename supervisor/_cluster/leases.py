@@ -10,7 +10,7 @@ import trio
 from .._decisions.ledger import Ledger
 from .._mechanisms.connection import Connection
 from .._words.closing import CloseReason
-from .._words.errors import PER_USER, TOTAL, LimitReached, Unavailable, limit_sentence
+from .._words.errors import PER_USER, TOTAL, LimitReached, Superseded, Unavailable, limit_sentence
 from .._words.limits import Overflow
 from .line import Line, Operation
 
@@ -74,6 +74,8 @@ class Leases:
             if answer is None or conn.end is not None:
                 return
             outcome, *rest = answer
+            if outcome == b"late":
+                raise self.ledger.refuse(conn, Superseded(CloseReason.TAKEN_OVER.text, CloseReason.TAKEN_OVER))
             if outcome == b"in":
                 await self._wait_for_seats(conn, [bytes(claim).decode("utf-8", "surrogatepass") for claim in rest])
                 return
@@ -107,7 +109,7 @@ class Leases:
             "refuse" if restoring or policy in _REFUSE else policy.value
             for policy in (policies.overflow_user, policies.overflow_total)
         )
-        takes_over = int(identity.takes_over and identity.session is not None and not restoring)
+        takes_over = 0 if identity.session is None or restoring else int(identity.takes_over)
         return (
             conn.user, conn.id, identity.session or "", takes_over, per_user, total, user, everybody,
         )  # fmt: skip

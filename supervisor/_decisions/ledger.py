@@ -83,6 +83,9 @@ class Ledger(Books):
                 raise self._refused(stay, limited)
             self._spare(stay, limited.reason, str(limited))
         user = self.users.get(name)
+        before = [] if user is None else _same_session(user, stay.identity)
+        if any(other.identity.takes_over > stay.identity.takes_over for other in before):
+            raise self._refused(stay, Superseded(CloseReason.TAKEN_OVER.text, CloseReason.TAKEN_OVER))
         inherited = {} if user is None else self._take_over(user, stay.identity)
         if user is not None:
             self._emergency(f"user {name!r}", user.roster)
@@ -112,12 +115,9 @@ class Ledger(Books):
     def _take_over(self, user: User, identity: Identity) -> dict[Group, Any]:
         """End what `identity` takes over; returns the rooms it was in, which nobody in them sees being left."""
         rooms: dict[Group, Any] = {}
-        if identity.takes_over and identity.session is not None:
-            for stage in (Stage.CLAIM, Stage.QUEUED):
-                for older in list(user.roster.files[stage]):
-                    if older.identity.session == identity.session:
-                        rooms |= {group: metadata for group, metadata in older.groups.items() if is_room(group)}
-                        self._leave(older, CloseReason.TAKEN_OVER)
+        for older in _same_session(user, identity):
+            rooms |= {group: metadata for group, metadata in older.groups.items() if is_room(group)}
+            self._leave(older, CloseReason.TAKEN_OVER)
         return dict(islice(rooms.items(), self.limits.rooms))
 
     def _spare_all(self, stay: Stay, verdict: Verdict) -> Admit:
@@ -456,3 +456,11 @@ class Ledger(Books):
     def post(self, event: events.Event) -> None:
         """Tell everybody who wants to know."""
         self.bulletin.post(event)
+
+
+def _same_session(user: User, identity: Identity) -> list[Stay]:
+    """Whom a connection that takes over finds in its place."""
+    if not identity.takes_over or identity.session is None:
+        return []
+    files = (user.roster.files[stage] for stage in (Stage.CLAIM, Stage.QUEUED))
+    return [stay for file in files for stay in file if stay.identity.session == identity.session]

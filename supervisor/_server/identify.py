@@ -9,7 +9,15 @@ from .._words.errors import Unauthorized
 from .._words.identity import Identity
 from .head import Request
 
+#: Milliseconds of this millennium have so many.
+_DIGITS = 15
 _anonymous: Iterator[int] = count(1)
+
+
+def takeover(request: Request) -> int:
+    """``?takeover=``: see `Identity.takes_over`; what is no number takes nothing over."""
+    given = request.query("takeover") or ""
+    return int(given) if given.isascii() and given.isdigit() and len(given) <= _DIGITS else 0
 
 
 def identify_anonymous(request: Request, *, allow_anonymous: bool) -> Identity:

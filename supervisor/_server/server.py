@@ -36,7 +36,7 @@ from .forwarded import behind_proxies, group_of
 from .head import Request, judge_upgrade
 from .health import not_ready
 from .hub import hub
-from .identify import identify_anonymous
+from .identify import identify_anonymous, takeover
 from .lobby import Lobby
 from .options import ENGINES, Options, Revokes
 from .pages import Pages
@@ -160,7 +160,7 @@ class Server:
         return upgrade, attrs.evolve(
             identity,
             request=identity.request or request.id,
-            takes_over=identity.takes_over or request.query("takeover") == "1",
+            takes_over=identity.takes_over or takeover(request),
         )
 
     async def _authenticate(self, request: Request) -> Identity:

@@ -41,9 +41,10 @@ class Identity:
     user: str = attrs.field(validator=_name)
     #: What survives a reconnect, None if nothing does.
     session: str | None = attrs.field(default=None, validator=_name)
-    #: An older connection of the same user and session leaves for this one, whatever the limits: for one that comes
-    #: back while its own dead socket is still here. Without a session it says nothing.
-    takes_over: bool = False
+    #: Other than 0: a connection of the same user and session leaves for this one, whatever the limits; for one that
+    #: comes back while its own dead socket is still here. Of several attempts, the greatest number is the last: one
+    #: that was given up, and arrives late, is refused. Without a session it says nothing.
+    takes_over: int = 0
     #: The run it comes for, and the request it came with: for those who read logs, never interpreted.
     run: str | None = attrs.field(default=None, validator=_name)
     request: str | None = attrs.field(default=None, validator=_name)

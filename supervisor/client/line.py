@@ -6,6 +6,7 @@ import contextlib
 import json
 import random
 import ssl
+import time
 from collections.abc import Awaitable, Callable
 from urllib.parse import quote
 
@@ -60,6 +61,7 @@ class Line:
     patience: float
     longest_pause: float
     rng: random.Random = attrs.field(factory=random.Random, repr=False)
+    _tried: int = attrs.field(default=0, init=False)
     _wanted: trio.Event = attrs.field(factory=trio.Event, init=False)
     _heard_at: float = attrs.field(default=0.0, init=False)
 
@@ -106,17 +108,18 @@ class Line:
                 nursery.start_soon(self._watch, nursery.cancel_scope)
                 await self._read(socket)
                 nursery.cancel_scope.cancel()
+            return End(socket.code or _LOST, socket.text)  # not what is answered to our own goodbye
         finally:
             self.talk.welcomed = False
             with trio.move_on_after(GOODBYE, shield=True):
                 await socket.leave()
             await trio.aclose_forcefully(socket.stream)
-        return End(socket.code or _LOST, socket.text)
 
     async def _connect(self) -> WebSocketClient:
         address, headers = self.url, {}
-        if self.session is not None:
-            address += f"{'&' if '?' in address else '?'}session={quote(self.session)}&takeover=1"
+        if self.session is not None:  # an attempt that was given up must not take over from a later one
+            self._tried = max(self._tried + 1, int(1000 * time.time()))
+            address += f"{'&' if '?' in address else '?'}session={quote(self.session)}&takeover={self._tried}"
         if self.token is not None:
             headers["Authorization"] = f"Bearer {self.token if isinstance(self.token, str) else await self.token()}"
         return await connect(

@@ -115,7 +115,6 @@ export class Hub {
     this.url.protocol = this.url.protocol.replace("http", "ws");
     if (session !== null) {
       this.url.searchParams.set("session", session);
-      this.url.searchParams.set("takeover", "1");
     }
     Object.assign(this, { tell: hear, token, heartbeat, patience, longest });
     this.user = "";
@@ -230,6 +229,10 @@ export class Hub {
       return lost(1006, `no token: ${error.message}`);
     }
     if (this.dismissed) return;
+    if (this.url.searchParams.has("session")) {  // an attempt that was given up must not take over from a later one
+      this.tried = Math.max((this.tried ?? 0) + 1, Date.now());
+      this.url.searchParams.set("takeover", this.tried);
+    }
     const socket = this.socket = new WebSocket(this.url, protocols);
     // A browser waits for long until it believes that a connection is gone.
     this.drop = (text) => {
