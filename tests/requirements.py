@@ -25,8 +25,9 @@ NOT_YET = "not yet"
 PENDING = frozenset([*(f"R{number}" for number in (25, 41)), *(f"A{number}" for number in range(57, 63))])
 #: Why a test may not have been tried where the gate is asked: tools that not every machine can have.
 NO_PROMTOOL = "promtool is in Debian's package prometheus"
+NO_SPIN = "spin is in Debian's package spin, and needs a C compiler"
 NO_BROWSER = "a browser is in Debian's package chromium, and playwright drives it"
-EXCUSES = (NO_PROMTOOL, NO_BROWSER)
+EXCUSES = (NO_PROMTOOL, NO_BROWSER, NO_SPIN)
 _TABLE = "<!-- generated from the checks of supervisor.testing -->"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import secrets
+import random
 from collections.abc import AsyncGenerator, Callable, Iterable
 from functools import partial
 from typing import Any, cast
@@ -39,6 +39,8 @@ _FOREVER_MS = 10**11
 _KINDS = ("user", "room", "errand")
 #: Seconds for which a user's runs go on here once they follow one from another node, who says so every ten.
 HELD = 30.0
+#: What is told of who is here; a node that begins anew tells all of it again.
+_STATED = frozenset({"claim", "leave", "give_back", "come", "go"})
 _ENDED = '"event":"run_ended"'
 
 
@@ -60,11 +62,20 @@ class Cluster:
     garbled: int = 0
 
     @classmethod
-    def of(cls, supervisor: Supervisor, options: ClusterOptions, open_engine: OpenEngine) -> Cluster:
+    def of(
+        cls, supervisor: Supervisor, options: ClusterOptions, open_engine: OpenEngine, rng: random.Random
+    ) -> Cluster:
         """A node that has not been heard of yet."""
-        cluster = cls(supervisor, options, secrets.token_hex(4), supervisor._ledger)
+        cluster = cls(supervisor, options, f"{rng.getrandbits(40):010x}", supervisor._ledger)
         cluster.line = Line(
-            cluster.node, options.prefix, options.lease, open_engine, cluster._hear, cluster._connected, cluster._lost
+            cluster.node,
+            options.prefix,
+            options.lease,
+            open_engine,
+            cluster._hear,
+            cluster._connected,
+            cluster._lost,
+            rng,
         )
         cluster.leases = Leases(cluster.ledger, cluster.line, options.without == "local", options.patience)
         cluster.orders = Orders(cluster.line, cluster.node, supervisor.report)
@@ -254,6 +265,7 @@ class Cluster:
             engine.subscribe(some)
         if epoch is not None:
             self._begin_anew(epoch)
+        self.leases.check()
         for replica in self._replicas.values():
             self._ask_for(replica)
         self.supervisor.post(events.NodeConnected(at=trio.current_time(), node=self.node, anew=epoch is not None))
@@ -266,6 +278,7 @@ class Cluster:
             for replica in self._replicas.values():
                 self.ledger.histories.forget(replica.group)
                 replica.last = None
+        self.line.drop(lambda it: it.name in _STATED and it.over is None)
         stated = self.leases.restate()
         for room, members in list(self.ledger.memberships.of_kind("room")):
             if isinstance(room.name, str):
@@ -433,7 +446,10 @@ def _milliseconds(seconds: float) -> int:
 
 @contextlib.asynccontextmanager
 async def open_cluster(
-    supervisor: Supervisor, options: ClusterOptions, open_engine: OpenEngine | None = None
+    supervisor: Supervisor,
+    options: ClusterOptions,
+    open_engine: OpenEngine | None = None,
+    rng: random.Random = random.SystemRandom(),
 ) -> AsyncGenerator[Cluster, None]:
     """Make `supervisor` one node of a cluster, for the length of a block within its own.
 
@@ -445,7 +461,7 @@ async def open_cluster(
     if open_engine is None:
         patience = min(options.patience, options.lease / 2)
         open_engine = partial(open_redis, parse_url(options.url, patience), patience)
-    cluster = Cluster.of(supervisor, options, open_engine)
+    cluster = Cluster.of(supervisor, options, open_engine, rng)
     ledger = supervisor._ledger
     async with trio.open_nursery() as nursery:
         nursery.start_soon(cluster.line.hold, name="line")

@@ -304,6 +304,15 @@ function ops.attend(group, after, age)
   return found
 end
 
+-- The claims of this node that others have taken, in case that it was not heard.
+function ops.evicted()
+  local found = {}
+  for _, claim in ipairs(redis.call('SMEMBERS', key('n', node))) do
+    if not redis.call('ZSCORE', ALL, claim) then found[#found + 1] = claim end
+  end
+  return found
+end
+
 -- The runs of a user at nodes that live.
 function ops.runs(user)
   local found, runs = {}, redis.call('HGETALL', key('runs', user))

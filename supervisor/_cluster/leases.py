@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import attrs
@@ -28,6 +29,8 @@ class Held:
     leases: Leases
     conn: Connection
     claim: str
+    #: It was let in, by all nodes, or by this one as long as they cannot be asked.
+    granted: bool = False
     _left: bool = False
     _given_back: bool = False
 
@@ -71,12 +74,16 @@ class Leases:
         until = trio.current_time() + self.ledger.timeouts.wait
         while True:
             answer = await self._ask(conn, held.claim)
-            if answer is None or conn.end is not None:
+            if conn.end is not None:
+                return
+            if answer is None:
+                held.granted = True
                 return
             outcome, *rest = answer
             if outcome == b"late":
                 raise self.ledger.refuse(conn, Superseded(CloseReason.TAKEN_OVER.text, CloseReason.TAKEN_OVER))
             if outcome == b"in":
+                held.granted = True
                 await self._wait_for_seats(conn, [bytes(claim).decode("utf-8", "surrogatepass") for claim in rest])
                 return
             refusal = self._refusal(conn, rest[0] == b"total", int(rest[1]))
@@ -90,7 +97,11 @@ class Leases:
         """What the engine says; None if it says nothing, and this node may do without."""
         operation = self.line.ask("claim", *self._arguments(conn))
         operation.over = trio.Event()
-        await self._sleep(conn, operation.over, self.patience if self.line.alive else 0.0)
+        try:
+            await self._sleep(conn, operation.over, self.patience if self.line.alive else 0.0)
+        finally:
+            if conn.end is not None or trio.current_effective_deadline() == -math.inf:
+                self.line.forget(operation)
         if operation.answer is not None or conn.end is not None:
             answer: list[bytes] | None = operation.answer
             return answer
@@ -160,10 +171,18 @@ class Leases:
         limit, maximum = (PER_USER, limits.per_user) if why == "user" else (TOTAL, limits.total)
         self.ledger.leave(conn, CloseReason.EVICTED, limit_sentence(conn.user, limit, maximum, maximum))
 
+    def check(self) -> None:
+        """Somebody may have taken claims of ours while this node did not hear: ask."""
+
+        def told(claims: list[bytes]) -> None:
+            for claim in claims:
+                self.evicted("user", claim.decode("utf-8", "surrogatepass"))
+
+        self.line.ask("evicted", then=told)
+
     def restate(self) -> list[Operation]:
         """When this node begins anew: who is here must have a claim again, oldest first, or leave."""
-        self.line.drop(lambda operation: operation.name == "claim" and operation.over is None)
-        serving = [held.conn for held in self.held.values() if held.conn.begun and held.conn.end is None]
+        serving = [held.conn for held in self.held.values() if held.granted and held.conn.end is None]
         return [
             Operation("claim", self._arguments(conn, restoring=True), partial(self._judge, conn)) for conn in serving
         ]

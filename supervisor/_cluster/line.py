@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -25,10 +24,10 @@ MOST_ARGUMENTS: Final = 1000
 MOST_WAITING: Final = 50_000
 #: They need no memory of the engine's, so they are done also when it has none left.
 _FRUGAL = frozenset(
-    {"renew", "leave", "give_back", "go", "touch", "exit", "look", "present", "runs", "follow", "cancel"}
+    {"renew", "leave", "give_back", "go", "touch", "exit", "look", "present", "runs", "follow", "cancel", "evicted"}
 )
 #: They only ask, so it does no harm to ask again, and they need no number.
-_READS = frozenset({"attend", "present", "look", "renew", "runs"})
+_READS = frozenset({"evicted", "attend", "present", "look", "renew", "runs"})
 #: Seconds until the next attempt to reach the engine, at first and at most; all of it is jitter.
 _FIRST, _LONGEST = 0.05, 1.0
 
@@ -76,6 +75,7 @@ class Line:
     connected: Callable[[Engine, str | None], None]
     #: Told that a connection was lost, or could not be had, and why.
     lost: Callable[[str], None]
+    rng: random.Random = attrs.field(repr=False)
     #: Until when this node is known to live, on Trio's clock.
     valid_until: float = -math.inf
     engine: Engine | None = None
@@ -85,7 +85,6 @@ class Line:
     _sent: list[Operation] = attrs.field(factory=list)
     _run: str = ""
     _wanted: trio.Event = attrs.field(factory=trio.Event)
-    _rng: random.Random = attrs.field(factory=random.Random, repr=False)
 
     # -- asking ------------------------------------------------------------------------------------------------
 
@@ -153,7 +152,7 @@ class Line:
             self.engine = None
             self.lost(why)
             attempts = 0 if trio.current_time() - began > self.lease else attempts + 1
-            await trio.sleep(self._rng.uniform(0, min(_LONGEST, _FIRST * 2.0 ** min(attempts, 10))))
+            await trio.sleep(self.rng.uniform(0, min(_LONGEST, _FIRST * 2.0 ** min(attempts, 10))))
 
     async def _converse(self) -> str:
         try:
@@ -191,7 +190,7 @@ class Line:
         for operation in unsure:
             operation.settle(error=OutcomeUnknown(f"{operation.name}: the answer was lost with the connection"))
         sent_at = trio.current_time()
-        enter = Operation("enter", (engine.run, secrets.token_hex(4)))
+        enter = Operation("enter", (engine.run, f"{self.rng.getrandbits(32):08x}"))
         _, epoch = await engine.call([*self._head(""), *_spell(enter)], frugal=False)
         self.valid_until = sent_at + self.lease
         return bytes(epoch).decode()
