@@ -92,6 +92,8 @@ class Network:
         wire = FaultWire()
         with contextlib.suppress(Refused, ConnectionClosed):
             conn = await supervisor.start(wire, Identity(user=self.rng.choice(USERS)), self.stays)
+            while not conn.begun and conn.end is None:
+                await trio.lowlevel.checkpoint()
             conn.join("r")
             await supervisor.room("r").attend()
             replica = supervisor.nodes._replicas[Group("room", "r")]

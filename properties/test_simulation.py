@@ -17,7 +17,7 @@ from tests.valkey import valkey as valkey  # a fixture
 
 @pytest.mark.req("R41", "A59", "A57")
 @pytest.mark.parametrize(
-    "seeds", [range(25), pytest.param(range(25, 500), marks=pytest.mark.slow)], ids=["few", "many"]
+    "seeds", [range(25), pytest.param(range(25, 600), marks=pytest.mark.slow)], ids=["few", "many"]
 )
 def test_networks_that_fail_leave_everything_as_it_should_be(seeds: range, record_property: Any) -> None:
     scripts = 0

@@ -19,6 +19,7 @@ import pytest
 import trio
 
 from supervisor import ClusterOptions, Options, Timeouts
+from supervisor._words.profiles import choose_profile
 from supervisor.client import Gap, Message, open_client
 from tests.cutting import converse, judge
 from tests.serving import Process, connect, open_server
@@ -72,6 +73,8 @@ async def test_a_node_that_is_killed_leaves_nothing_and_its_seats_are_free_withi
             await seen.message()
             await seen.say(op="join", room="r")
             assert (await seen.message())["members"] == 4
+            survivor = psutil.Process(other.process.pid)
+            before = survivor.memory_info().rss
             one.process.kill()
             killed_at = time.monotonic()
             while True:
@@ -84,6 +87,8 @@ async def test_a_node_that_is_killed_leaves_nothing_and_its_seats_are_free_withi
             notice = await seen.message()
             assert (notice["type"], len(notice["left"]), notice["joined"]) == ("presence", 3, [])
             await until(lambda: members(valkey, "ann") <= 1)
+            profile = choose_profile("ci")
+            assert survivor.memory_info().rss - before < profile.memory_growth_mb * 1e6
         other.end(signal.SIGTERM)
     assert left(valkey) == set()
 

@@ -40,7 +40,7 @@ _KINDS = ("user", "room", "errand")
 #: Seconds for which a user's runs go on here once they follow one from another node, who says so every ten.
 HELD = 30.0
 #: What is told of who is here; a node that begins anew tells all of it again.
-_STATED = frozenset({"claim", "leave", "give_back", "come", "go"})
+_STATED = frozenset({"claim", "leave", "give_back", "rob", "come", "go"})
 _ENDED = '"event":"run_ended"'
 
 

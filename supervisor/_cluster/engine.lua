@@ -53,10 +53,15 @@ local function leave(claim)
   redis.call('SADD', key('l', user), claim)
 end
 
-local function give_back(claim)
+-- The seat is free; its node may not know.
+local function free(claim)
   leave(claim)
   redis.call('ZREM', LEAVING, claim)
   redis.call('SREM', key('l', user_of(claim)), claim)
+end
+
+local function give_back(claim)
+  free(claim)
   redis.call('SREM', key('n', node_of(claim)), claim)
   local waiting = redis.call('GET', key('w', claim))
   if waiting then
@@ -139,6 +144,13 @@ function ops.leave(claim) leave(claim) end
 
 function ops.give_back(...)
   for _, claim in ipairs({...}) do give_back(claim) end
+end
+
+-- Whoever is slow to leave, and has not come in again meanwhile, loses the seat; the claim stays among those of its node,
+-- which has yet to give it back.
+function ops.rob(claim)
+  redis.call('DEL', key('w', claim))
+  if redis.call('ZSCORE', LEAVING, claim) then free(claim) end
 end
 
 -- Messages ---------------------------------------------------------------------------------------------------------

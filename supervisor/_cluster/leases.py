@@ -137,9 +137,8 @@ class Leases:
         for claim, event in events.items():
             await self._sleep(conn, event, until - trio.current_time())
             self._awaited.pop(claim, None)
-        slow = [claim for claim, event in events.items() if not event.is_set()]
-        if slow:
-            self.line.ask("give_back", *slow)
+            if not event.is_set():
+                self.line.ask("rob", claim)
 
     async def _sleep(self, conn: Connection, event: trio.Event, at_most: float) -> None:
         """Until it is set, the time is over, or `conn` is told to leave; never mind why it was woken."""

@@ -24,7 +24,21 @@ MOST_ARGUMENTS: Final = 1000
 MOST_WAITING: Final = 50_000
 #: They need no memory of the engine's, so they are done also when it has none left.
 _FRUGAL = frozenset(
-    {"renew", "leave", "give_back", "go", "touch", "exit", "look", "present", "runs", "follow", "cancel", "evicted"}
+    {
+        "renew",
+        "leave",
+        "give_back",
+        "go",
+        "touch",
+        "exit",
+        "look",
+        "present",
+        "runs",
+        "follow",
+        "cancel",
+        "evicted",
+        "rob",
+    }
 )
 #: They only ask, so it does no harm to ask again, and they need no number.
 _READS = frozenset({"evicted", "attend", "present", "look", "renew", "runs"})

@@ -16,7 +16,15 @@ from .._words.record import Record, name_of, record
 logger = logging.getLogger("supervisor")
 
 #: What anybody may cause as often as they like, without holding anything.
-_CHEAP = (events.Refused, events.TurnedAway, events.Spared, events.Failed, events.RunStarted, events.RunEnded)
+_CHEAP = (
+    events.Refused,
+    events.TurnedAway,
+    events.Spared,
+    events.Failed,
+    events.RunStarted,
+    events.RunEnded,
+    events.NodeDisconnected,
+)
 _LEVELS: dict[type[Event], int] = {
     events.Refused: logging.WARNING,
     events.Leaving: logging.DEBUG,
@@ -27,6 +35,9 @@ _LEVELS: dict[type[Event], int] = {
     events.RunStuck: logging.ERROR,
     events.Audited: logging.DEBUG,
     events.Ordered: logging.WARNING,
+    events.NodeDisconnected: logging.WARNING,
+    events.NodeLost: logging.WARNING,
+    events.MessagesLost: logging.ERROR,
 }
 _NOTHING = ("=None", "=False")
 _PLAIN = re.compile(r"[A-Za-z0-9_.:@/+-]+", re.ASCII)
