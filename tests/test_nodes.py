@@ -128,7 +128,7 @@ async def test_what_is_asked_of_one_node_is_answered_by_all(valkey: Valkey) -> N
                 await raw.upgrade(f"/ws?user={user}")
                 await raw.message()
             said = await figures(one.port)
-            assert (said["connections"], said["users"], len(said["by_node"])) == (3, 3, 2)
+            assert (said["connections"], said["users"], len(said["by_node"])) == (3, 2, 2)
             call = partial(trio.to_thread.run_sync, ask)
             theirs = await call(one.port, "/api/connections?user=ann")
             assert (theirs["total"], len({card["connection"] for card in theirs["connections"]})) == (2, 2)
@@ -310,3 +310,32 @@ class WorkersProcess(Process):
 
     def children(self) -> list[int]:
         return [child.pid for child in psutil.Process(self.process.pid).children()]
+
+
+@pytest.mark.req("R41", "R35")
+async def test_who_looks_at_one_node_sees_the_houses_of_all(valkey: Valkey) -> None:
+    with node(valkey) as one, node(valkey) as other:
+        async with connect(other.port) as before, connect(one.port) as page, connect(other.port) as bob:
+            await before.upgrade("/ws?user=ann")
+            await page.send(b"GET /api/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            told: list[Any] = []
+
+            async def hear() -> Any:
+                block = (await page.read_until(b"\n\n")).decode()
+                if "data: " in block:
+                    told.append(json.loads(block.split("data: ", 1)[1].splitlines()[0]))
+                return told[-1] if told else {}
+
+            with trio.fail_after(10):
+                while not any(card["user"] == "ann" for card in (await hear()).get("connections", ())):
+                    pass
+                assert len(told[-1]["statistics"]["by_node"]) == 2
+                await bob.upgrade("/ws?user=bob")
+                while not any(it["event"] == "admitted" for it in (await hear()).get("events", ())):
+                    pass
+                assert [it["user"] for it in told[-1]["events"] if it["event"] == "admitted"] == ["bob"]
+                while told[-1]["statistics"]["connections"] != 2:
+                    await hear()
+                await trio.to_thread.run_sync(other.process.kill)
+                while told[-1]["statistics"]["connections"] != 0 or len(told[-1]["statistics"]["by_node"]) != 1:
+                    await hear()

@@ -60,6 +60,8 @@ class Cluster:
     _entered: trio.Event = attrs.field(factory=trio.Event)
     #: What was heard and could not be understood.
     garbled: int = 0
+    #: What the engine has said last of all nodes together.
+    _standing: dict[str, int] = attrs.field(factory=dict)
 
     @classmethod
     def of(
@@ -78,7 +80,7 @@ class Cluster:
             rng,
         )
         cluster.leases = Leases(cluster.ledger, cluster.line, options.without == "local", options.patience)
-        cluster.orders = Orders(cluster.line, cluster.node, supervisor.report)
+        cluster.orders = Orders(cluster.line, cluster.node, cluster.look, supervisor.report)
         return cluster
 
     # -- what the supervisor asks --------------------------------------------------------------------------------
@@ -158,6 +160,23 @@ class Cluster:
     async def _wait(self, replica: Replica) -> None:
         with trio.move_on_after(self.options.patience if self.line.alive else 0.0):
             await replica.ready.wait()
+
+    @property
+    def standing(self) -> dict[str, int]:
+        """See `Nodes.standing`."""
+        return {"lease_held": int(self.line.alive), **self._standing}
+
+    async def look(self, patience: float) -> frozenset[str]:
+        """Which nodes there are, and how many connections and users they have together. As `Line.do` raises."""
+        answer = await self.line.do("look", patience=patience)
+        return self._looked(answer)
+
+    def _looked(self, answer: list[Any]) -> frozenset[str]:
+        connections, users, leaving, *names = answer
+        self._standing = {
+            "nodes": len(names), "connections": int(connections), "users": int(users), "leaving": int(leaving),
+        }  # fmt: skip
+        return frozenset(bytes(name).decode() for name in names)
 
     # -- coming and going of connections -------------------------------------------------------------------------
 
@@ -363,6 +382,7 @@ class Cluster:
                     self._drop(replica)
             if self.line.alive:
                 self._touch(_milliseconds(age))
+                self.line.ask("look", then=self._looked)
 
     def _touch(self, age: int) -> None:
         """Nothing is forgotten by the engine that somebody here needs."""

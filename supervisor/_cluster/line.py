@@ -57,7 +57,7 @@ class Operation:
     name: str
     arguments: tuple[Argument, ...]
     #: Called with the answer, in the order in which operations were asked for.
-    then: Callable[[Any], None] | None = None
+    then: Callable[[Any], object] | None = None
     answer: Any = None
     error: Exception | None = None
     over: trio.Event | None = None
@@ -102,7 +102,7 @@ class Line:
 
     # -- asking ------------------------------------------------------------------------------------------------
 
-    def ask(self, name: str, *arguments: Argument, then: Callable[[Any], None] | None = None) -> Operation:
+    def ask(self, name: str, *arguments: Argument, then: Callable[[Any], object] | None = None) -> Operation:
         """Have something done, some time; `then` is called with the answer."""
         operation = Operation(name, arguments, then)
         self.waiting.append(operation)

@@ -40,6 +40,8 @@ class Orders:
 
     line: Line
     node: str
+    #: Which nodes there are.
+    look: Callable[[float], Awaitable[frozenset[str]]]
     report: Callable[[str, BaseException], None]
     #: What obeys; nobody does until it is set.
     execute: Executor | None = None
@@ -53,8 +55,7 @@ class Orders:
 
     async def ask(self, order: Any, patience: float) -> tuple[dict[str, Answer], frozenset[str]]:
         """What each of the other nodes answers; and those that have not, within `patience` seconds."""
-        _, _, _, *names = await self.line.do("look", patience=patience)
-        inquiry = Inquiry(frozenset(bytes(name).decode() for name in names) - {self.node})
+        inquiry = Inquiry(await self.look(patience) - {self.node})
         if not inquiry.nodes:
             return {}, frozenset()
         number = next(self._numbers)

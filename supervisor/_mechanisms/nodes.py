@@ -25,6 +25,11 @@ class Remote:
 class Nodes(Protocol):
     """All nodes together, seen from this one."""
 
+    @property
+    def standing(self) -> dict[str, int]:
+        """How all nodes stand together, as far as is known: ``lease_held``, ``nodes``, ``connections``, ``users``."""
+        ...
+
     async def claim(self, conn: Connection) -> None:
         """Get `conn`, which has its claim here, a lease among all nodes, and a seat; or raise `Refused`.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 
 from .._words.errors import BadRequest, NotFound, OutcomeUnknown, Refused, Unavailable
 from .api import MAX_LISTED, Answer, Api, Body
+from .elsewhere import Elsewhere, add
 from .head import Request
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ _SHARED = frozenset(
         ("POST", "/api/limits"),
     }
 )
-#: Of the figures, what is the same at all nodes, or the greatest of them, and no sum.
-_GREATEST = frozenset({"per_user_limit", "total_limit", "enforce", "longest_cleanup", "draining"})
 
 
 @attrs.frozen
@@ -40,6 +39,7 @@ class Everywhere:
 
     api: Api
     cluster: Cluster | None = None
+    elsewhere: Elsewhere | None = None
 
     def __attrs_post_init__(self) -> None:
         if self.cluster is not None:
@@ -65,7 +65,10 @@ class Everywhere:
         return answer
 
     async def _obey(self, order: Body) -> Body:
-        """What another node was asked."""
+        """What another node was asked; or what it is to show of this one."""
+        if "feed" in order:
+            assert self.elsewhere is not None
+            return self.elsewhere.tell(str(order["feed"]), whole=bool(order["whole"]))
         request = Request(
             method=str(order["method"]),
             path=str(order["path"]),
@@ -86,28 +89,10 @@ class Everywhere:
         good = {node: answer for node, answer in answers.items() if "error" not in answer}
         if not good:
             raise NotFound(next(iter(answers.values()))["detail"])
-        merged = _figures(good) if request.path == "/api/statistics" else _lists(good.values())
+        assert self.cluster is not None
+        figures = request.path == "/api/statistics"
+        merged = add(good, self.cluster.standing) if figures else _lists(good.values())
         return 200, {**merged, "nodes": sorted(answers), **({"silent": silent} if silent else {})}
-
-
-def _figures(answers: dict[str, Body]) -> Body:
-    merged: Body = {}
-    for figures in answers.values():
-        for name, value in figures.items():
-            merged[name] = _add(name, merged.get(name), value)
-    each = {
-        node: {name: figures[name] for name in ("connections", "users", "draining")}
-        for node, figures in answers.items()
-    }
-    return {**merged, "by_node": each}
-
-
-def _add(name: str, before: Any, value: Any) -> Any:
-    if before is None or name in ("per_user_limit", "total_limit", "enforce"):
-        return value
-    if isinstance(value, dict):
-        return {key: before.get(key, 0) + value.get(key, 0) for key in before.keys() | value.keys()}
-    return max(before, value) if name in _GREATEST else before + value
 
 
 def _lists(answers: Iterable[Body]) -> Body:

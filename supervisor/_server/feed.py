@@ -15,14 +15,13 @@ from .._words.errors import Unavailable
 from .._words.events import Event
 from .._words.record import Record, record
 from .cards import figures, line, spelled, story
+from .elsewhere import EVERY, MAX_SHOWN, Elsewhere, add
 from .exchange import Exchange, Hangup
 
 #: Seconds between two tellings.
 TICK = 0.25
 #: How many may look at once.
 MAX_VIEWERS = 32
-#: Connections that are shown one by one; of more, only the numbers are told.
-MAX_SHOWN = 2000
 #: Changes of the house in one tick that are told one by one; after more, it is shown anew.
 _MOST_CHANGES = 500
 #: Whatever else happens, in one tick; the statistics count it in any case.
@@ -51,6 +50,8 @@ class Feed:
     """
 
     supervisor: Supervisor
+    #: The other nodes, if there are any.
+    elsewhere: Elsewhere | None = None
     viewers: int = 0
     _changes: list[Event] = attrs.field(factory=list)
     _remarks: list[Event] = attrs.field(factory=list)
@@ -81,14 +82,31 @@ class Feed:
             except Exception as exception:  # noqa: BLE001 - reported as a Failed event; the next tick is another
                 self.supervisor.report("feed", exception)
 
+    async def watch_others(self, elsewhere: Elsewhere) -> None:
+        """Look at the other nodes, for ever, while anybody looks here."""
+        while True:
+            await self._watched.wait()
+            await elsewhere.look()
+            await trio.sleep(EVERY)
+
+    def _figures(self) -> Record:
+        own = figures(self.supervisor.statistics())
+        if self.elsewhere is None:
+            return own
+        cluster = self.elsewhere.cluster
+        return add({cluster.node: own, **self.elsewhere.statistics}, cluster.standing)
+
     def _tick(self) -> None:
-        before, self._statistics = self._statistics, figures(self.supervisor.statistics())
-        changes, remarks = self._changes, self._remarks[:_MOST_REMARKS]
+        before, self._statistics = self._statistics, self._figures()
+        changes, remarks, others = self._changes, self._remarks[:_MOST_REMARKS], self.elsewhere
         self._changes, self._remarks = [], []
-        if len(changes) > _MOST_CHANGES:
+        theirs = [] if others is None else others.take_events()
+        if len(changes) > _MOST_CHANGES or (others is not None and others.anew):
+            if others is not None:
+                others.anew = False
             self._say(self._show_house())
-        elif changes or remarks or before != self._statistics:
-            told = story(sorted([*changes, *remarks], key=lambda event: event.at))
+        elif changes or remarks or theirs or before != self._statistics:
+            told = [*story(sorted([*changes, *remarks], key=lambda event: event.at)), *theirs]
             self._say(_spell("changes", {"statistics": self._statistics, "events": told}))
 
     def _say(self, said: bytes) -> None:
@@ -104,16 +122,21 @@ class Feed:
         return self._shown[1]
 
     def _show_house(self) -> bytes:
-        supervisor = self.supervisor
+        supervisor, others = self.supervisor, self.elsewhere
         conns = supervisor.connections()
+        lines = [line(conn) for conn in conns[:MAX_SHOWN]]
+        stuck = [record(conn.closed) for conn in supervisor.stuck()[:MAX_SHOWN] if conn.closed is not None]
+        if others is not None:
+            lines += [one for here in others.lines.values() for one in here.values()]
+            stuck += [one for here in others.stuck.values() for one in here]
         house = {
             "epoch": supervisor.epoch,
-            "statistics": figures(supervisor.statistics()),
+            "statistics": self._figures(),
             "limits": spelled(supervisor.limits),
             "shed_at": supervisor.policies.shed_at,
-            "connections": [line(conn) for conn in conns[:MAX_SHOWN]],
+            "connections": lines,
             "unshown": max(0, len(conns) - MAX_SHOWN),
-            "stuck": [record(conn.closed) for conn in supervisor.stuck()[:MAX_SHOWN] if conn.closed is not None],
+            "stuck": stuck,
         }
         return _spell("house", house)
 
@@ -136,6 +159,8 @@ class Feed:
                 self._watched = trio.Event()
                 self._changes.clear()
                 self._remarks.clear()
+                if self.elsewhere is not None:
+                    self.elsewhere.forget()
                 self._shown = None
 
     async def _tell(self, exchange: Exchange) -> None:

@@ -38,6 +38,8 @@ class Metrics:
         self._forced = self._counter("closes_forced", "Ended without an answer to the close frame.", "reason")
         self._evictions = self._counter("evictions", "Connections that had to leave for a newer one.", "policy")
         self._shed = self._counter("connections_shed", "Connections that emergency cleanups have ended.", "scope")
+        self._engine_lost = self._counter("engine_lost", "Connections to what nodes share that were lost, or not had.")
+        self._messages_lost = self._counter("messages_lost", "Gaps in what an audience was told that stay gaps.")
         self._waited = self._histogram("admission_seconds", "From a connection's arrival to its seats.", _SHORT)
         self._cleanup = self._histogram(
             "cleanup_seconds", "From the first reason to everything given back.", _SHORT, "reason"
@@ -64,6 +66,10 @@ class Metrics:
                 self._evictions.labels(policy.value).inc()
             case events.Closed():
                 self._count_end(event)
+            case events.NodeDisconnected():
+                self._engine_lost.inc()
+            case events.MessagesLost():
+                self._messages_lost.inc()
             case events.EmergencyCleanup():
                 self._shed.labels("total" if event.limit == "total" else "user").inc(len(event.shed))
 
@@ -142,6 +148,11 @@ class Standing(Collector):
             ("emergency_cleanups", "Shed at the high-water mark; or refused, as nobody was.", "outcome", emergencies),
         ):
             yield _labelled(CounterMetricFamily(_PREFIX + name, text, labels=[label]), counts)
+        if supervisor.nodes is not None:
+            for name, figure in supervisor.nodes.standing.items():
+                yield GaugeMetricFamily(
+                    f"{_PREFIX}cluster_{name}", "Of all nodes together, as this one knows it.", figure
+                )
         limits = {"user": now.per_user_limit, "total": now.total_limit}
         yield _labelled(
             GaugeMetricFamily(_PREFIX + "connections_limit", "How many there may be.", labels=["scope"]), limits

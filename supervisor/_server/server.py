@@ -29,6 +29,7 @@ from .._words.wire import Wire
 from .accept import accept_forever
 from .api import Api, MethodNotAllowed, authorize, parse_body
 from .credentials import carrying
+from .elsewhere import Elsewhere
 from .everywhere import Everywhere
 from .exchange import Exchange
 from .feed import Feed
@@ -69,13 +70,15 @@ class Server:
     pressure: Pressure = attrs.field(factory=Pressure)
     recorder: Recorder = attrs.field(factory=Recorder)
     cluster: Cluster | None = None
+    elsewhere: Elsewhere | None = attrs.field(init=False)
     feed: Feed = attrs.field(init=False)
     everywhere: Everywhere = attrs.field(init=False)
     pages: Pages = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.feed = Feed(self.supervisor)
-        self.everywhere = Everywhere(Api(self.supervisor, self.recorder), self.cluster)
+        self.elsewhere = None if self.cluster is None else Elsewhere(self.supervisor, self.cluster)
+        self.feed = Feed(self.supervisor, self.elsewhere)
+        self.everywhere = Everywhere(Api(self.supervisor, self.recorder), self.cluster, self.elsewhere)
         self.pages = Pages(self.options.page)
 
     @property
@@ -337,6 +340,9 @@ async def serve(
                 for subscriber in subscribers:
                     supervisor.subscribe(subscriber)
                 nursery.start_soon(server.feed.run, name="feed")
+                if server.elsewhere is not None:
+                    supervisor.subscribe(server.elsewhere)
+                    nursery.start_soon(server.feed.watch_others, server.elsewhere, name="elsewhere")
                 if options.authenticate is not None:
                     supervisor.authority = server
                 lobby = Lobby(

@@ -87,7 +87,7 @@ function figures() {
   if (now.draining) state("draining", "draining: nobody is admitted any more");
   else if (!now.enforce) state("watching", "limits are only watched");
   else if (high) state("emergency", "emergency: above the high-water mark");
-  else state("well", "serving");
+  else state("well", now.by_node ? `serving, ${Object.keys(now.by_node).length} nodes` : "serving");
 }
 
 function state(word, text) {
