@@ -96,7 +96,7 @@ class Network:
                 await trio.lowlevel.checkpoint()
             conn.join("r")
             await supervisor.room("r").attend()
-            replica = supervisor.nodes._replicas[Group("room", "r")]
+            replica = supervisor.nodes.attendance.replicas[Group("room", "r")]
             if conn.end is None and replica.last is not None:  # from here on, it must hear everything
                 self.listeners.append(Listener(conn, wire, replica.last))
 

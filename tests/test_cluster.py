@@ -585,6 +585,7 @@ async def test_a_run_is_followed_at_another_node_by_those_of_its_user_and_goes_o
     async with open_nodes(valkey) as (one, other):
         first = await one.enter()
         wire = first.wire
+        await until(lambda: first.begun)
         run = one.supervisor.start_run("ann", counts_to, 60)
         run.follow(first)
         await trio.sleep(0.1)
