@@ -617,3 +617,30 @@ async def test_a_run_is_cancelled_from_another_node_and_lost_with_its_own(valkey
         await until(lambda: run.outcome is not None)
         await until(lambda: said(ann)[-1:] and said(ann)[-1]["event"] == "run_ended")
         assert said(ann)[-1]["data"]["outcome"] == "cancelled"
+
+
+@pytest.mark.req("R39", "R41")
+async def test_what_somebody_says_who_was_taken_over_meanwhile_is_not_said(valkey: Valkey) -> None:
+    """Else their client, who does not find it where it is now, would say it again, and it would be said twice."""
+    async with open_nodes(valkey) as (one, other):
+        ann = await one.enter(session="s", takes_over=1)
+        line = one.cluster.line
+        sending, line._wanted = line._wanted, trio.Event()  # it does not look for work
+        with trio.CancelScope():
+            async with trio.open_nursery() as nursery:
+                caught: list[Exception] = []
+
+                async def say() -> None:
+                    try:
+                        await one.supervisor.room("r").tell({"n": 1}, by=ann)
+                    except Unavailable as unavailable:
+                        caught.append(unavailable)
+
+                nursery.start_soon(say)
+                again = await other.enter(session="s", takes_over=2)
+                sending.set()
+        assert again.end is None
+        told = await other.supervisor.room("r").tell({"n": 2}, by=again)
+        assert caught
+        assert valkey_message(valkey, told.seq) == {"n": 2}
+        assert valkey.ask("XLEN", "ws-supervisor:h:room:r") == 1

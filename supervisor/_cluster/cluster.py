@@ -83,11 +83,15 @@ class Cluster:
         if conn.end is None:
             await self.attend(Group("user", conn.user))
 
-    async def tell(self, group: Group, text: str, exclude: str | None) -> int:
+    async def tell(self, group: Group, text: str, exclude: str | None, by: Connection | None) -> int:
         """See `Nodes.tell`."""
         limits = self.ledger.limits
         bounds = limits.history_messages, limits.history_bytes, milliseconds(limits.history_age)
-        answer = await self.line.do("tell", spell(group), exclude or "", *bounds, text, patience=self.options.patience)
+        claim = "" if by is None else f"{by.id} {by.user}"
+        arguments = spell(group), exclude or "", claim, *bounds, text
+        answer = await self.line.do("tell", *arguments, patience=self.options.patience)
+        if answer == b"gone":
+            raise Unavailable("the connection that says it has left, or was taken over")
         return int(answer)
 
     def publish(self, group: Group, frame: Frame) -> None:

@@ -189,8 +189,10 @@ local function keep(group, number, exclude, messages, bytes, age, text)
   redis.call('PUBLISH', key('c', group), 'said ' .. number .. ' ' .. (exclude == '' and '-' or exclude) .. ' ' .. text)
 end
 
--- Number a message, keep it, and tell it.
-function ops.tell(group, exclude, messages, bytes, age, text)
+-- Number a message, keep it, and tell it; unless the connection that it comes from has left, or was taken over, meanwhile:
+-- whoever comes back and does not find it may say it again.
+function ops.tell(group, exclude, by, messages, bytes, age, text)
+  if by ~= '' and not redis.call('ZSCORE', ALL, by) then return 'gone' end
   local stream = key('h', group)
   local number = (last_of(stream) or begin(stream)) + 1
   if number > tonumber(redis.call('GET', TOP) or 0) then redis.call('SET', TOP, number) end

@@ -53,19 +53,22 @@ class Audience:
         present: dict[Connection | Remote, Any] = {member: member.groups.get(self.group) for member in self.members}
         return present if self._nodes is None else present | self._nodes.others(self.group)
 
-    async def tell(self, message: Mapping[str, Any], *, exclude: Connection | None = None) -> Told:
+    async def tell(
+        self, message: Mapping[str, Any], *, exclude: Connection | None = None, by: Connection | None = None
+    ) -> Told:
         """Publish `message`, a JSON object, with its number as ``seq``, and keep it for those who come back.
 
         Numbers of one audience follow each other, `exclude` or not. What is kept is bounded:
         ``limits.history_messages``, ``_bytes``, ``_age``, and ``_bytes_total`` for all audiences together. ValueError,
         TypeError or RecursionError if it is not for JSON. Alone, this never waits; among other nodes, all of them
-        deliver it, and it raises `Unavailable` if it was not told, `OutcomeUnknown` if nobody can say.
+        deliver it, and it raises `Unavailable` if it was not told, `OutcomeUnknown` if nobody can say. A message `by` a
+        connection that was taken over meanwhile is not told: its client may say it again where it is now.
         """
         text = json.dumps(message, separators=(",", ":"), allow_nan=False)
         excluded = None if exclude is None else exclude.id
         if self._nodes is None:
             return self.hear(text, excluded)
-        number = await self._nodes.tell(self.group, text, excluded)
+        number = await self._nodes.tell(self.group, text, excluded, by)
         return Told(number, len(self.members) - (exclude in self.members))
 
     def hear(self, text: str, exclude: str | None = None, age: float = 0.0) -> Told:

@@ -37,10 +37,11 @@ class Nodes(Protocol):
         """
         ...
 
-    async def tell(self, group: Group, text: str, exclude: str | None) -> int:
+    async def tell(self, group: Group, text: str, exclude: str | None, by: Connection | None) -> int:
         """Number a message, keep it, and have all nodes deliver it, this one included; its number.
 
-        `Unavailable` if that was not done; `OutcomeUnknown` if nobody can say.
+        `Unavailable` if that was not done, also because `by`, whose message it is, was taken over meanwhile;
+        `OutcomeUnknown` if nobody can say.
         """
         ...
 

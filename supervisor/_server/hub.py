@@ -210,8 +210,8 @@ class Guest:
         known_by = _identifier(frame, "id")
         try:
             if known_by is None:
-                return await audience.tell(message, exclude=self.conn)
-            return await audience.tell({**message, "id": known_by})
+                return await audience.tell(message, exclude=self.conn, by=self.conn)
+            return await audience.tell({**message, "id": known_by}, by=self.conn)
         except (ValueError, RecursionError):
             raise Mistake("data cannot be represented in JSON") from None
         except Unavailable as unavailable:
