@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -226,6 +228,31 @@ async def test_limits_that_are_only_watched_keep_nobody_out(valkey: Valkey) -> N
     async with open_nodes(valkey, limits=Limits(per_user=1, enforce=False)) as (one, other):
         conns = [await node.enter() for node in (one, other, one)]
         assert [conn.end for conn in conns] == [None] * 3
+
+
+@pytest.mark.req("R10", "R41")
+async def test_a_lease_leaves_nothing_to_the_cycle_collector(valkey: Valkey) -> None:
+    async def returns(conn: Connection) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async with open_nodes(valkey, 1) as (one,):
+        gc.collect()
+        gc.disable()
+        try:
+            seen = weakref.WeakSet[Connection]()
+            for number in range(20):
+                conn = await one.enter(f"user-{number % 3}", handler=returns if number % 2 else stays)
+                seen.add(conn)
+                if not number % 2:
+                    conn.close()
+                await conn.wait_gone()
+            del conn
+            one.heard.clear()
+            await trio.sleep(0.01)
+            assert len(seen) == 0
+            assert one.cluster.leases.held == {}
+        finally:
+            gc.enable()
 
 
 # -- messages --------------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ class Leases:
         conn.lease = self.held[held.claim] = held
         until = trio.current_time() + self.ledger.timeouts.wait
         while True:
-            answer = await self._ask(conn, held.claim)
+            answer = await self._ask(conn)
             if conn.end is not None:
                 return
             if answer is None:
@@ -93,7 +93,7 @@ class Leases:
                 raise self.ledger.refuse(conn, refusal)
             await self._sleep(conn, trio.Event(), _LOOK_AGAIN)
 
-    async def _ask(self, conn: Connection, claim: str) -> list[bytes] | None:
+    async def _ask(self, conn: Connection) -> list[bytes] | None:
         """What the engine says; None if it says nothing, and this node may do without."""
         operation = self.line.ask("claim", *self._arguments(conn))
         operation.over = trio.Event()

@@ -272,7 +272,7 @@ class Ledger(Books):
         else:
             self._conclude(stay)
         self._refile(stay, Stage.GONE)
-        stay.task = stay.nursery = stay.scope = stay.handler = None
+        stay.task = stay.nursery = stay.scope = stay.handler = stay.lease = None
         user = stay.host
         if not user.roster.occupied:
             user.vacant_since = trio.current_time()
