@@ -520,6 +520,25 @@ async def test_what_no_node_would_say_is_counted_and_hurts_nobody(valkey: Valkey
         assert other.cluster.garbled == 0
 
 
+@pytest.mark.req("A60")
+async def test_what_no_node_would_write_is_counted_and_hurts_nobody(valkey: Valkey) -> None:
+    async with open_nodes(valkey) as (one, other):
+        for room, card in (("a", "{"), ("b", "1"), ("c", "{}"), ("d", "\xff")):
+            valkey.ask("SADD", f"ws-supervisor:a:{room}", other.cluster.node)
+            valkey.ask("HSET", f"ws-supervisor:p:{room}:{other.cluster.node}", "x", card)
+            ann = await one.enter(room)
+            ann.join(room)
+            await one.supervisor.room(room).attend()
+        await until(lambda: one.cluster.garbled == 4)
+        valkey.ask("SET", "ws-supervisor:h:room:e", "no stream")
+        with pytest.raises(OutcomeUnknown):
+            await one.supervisor.room("e").tell({"n": 1})
+        assert (await one.supervisor.room("f").tell({"n": 1})).seq
+        assert one.cluster.garbled == 5
+        assert not one.happened(events.NodeDisconnected)
+        assert one.here("a") == 1
+
+
 @pytest.mark.req("A61")
 async def test_messages_that_do_not_come_are_asked_for(valkey: Valkey) -> None:
     async with open_nodes(valkey) as (one, other):

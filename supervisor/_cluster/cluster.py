@@ -68,6 +68,7 @@ class Cluster:
             cluster._hear,
             cluster._connected,
             cluster._lost,
+            cluster._failed,
             rng,
         )
         cluster.leases = Leases(cluster.ledger, cluster.line, options.without == "local", options.patience)
@@ -208,8 +209,12 @@ class Cluster:
             else:
                 self._hear_node(*text.split(" ", 2))
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            self.garbled += 1
-            self.supervisor.report("node", error)
+            self._failed(error)
+
+    def _failed(self, exception: Exception) -> None:
+        """Somebody has said, or written, what no node would."""
+        self.garbled += 1
+        self.supervisor.report("node", exception)
 
     def _hear_node(self, kind: str, first: str, rest: str = "") -> None:
         match kind:

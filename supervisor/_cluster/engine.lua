@@ -5,7 +5,7 @@
 --
 -- The node's own lease is renewed by every batch. A node whose lease is over is answered 'fenced', and nothing of its
 -- batch is done, unless the batch begins with 'enter'. A batch that comes again, because its answer was lost, is
--- answered again and not done again; one without a number only reads. All times are this server's.
+-- answered again and not done again; one without a number only reads. What fails is answered with 'error' and why. All times are this server's.
 --
 --   nodes              each node, by the time at which its lease ends
 --   all                each claim, by its order of admission: "connection user", a connection's id begins with "node-"
@@ -369,7 +369,11 @@ if ARGV[5] ~= 'enter' then redis.call('ZADD', NODES, 'XX', now + lease, node) en
 local answers, at = {'done'}, 5
 while at <= #ARGV do
   local count = tonumber(ARGV[at + 1])
-  answers[#answers + 1] = ops[ARGV[at]](unpack(ARGV, at + 2, at + 1 + count)) or 0
+  local done, answer = pcall(ops[ARGV[at]], unpack(ARGV, at + 2, at + 1 + count))
+  if not done then -- a key that is not what it should be: the rest of the batch has no part in it
+    answer = {'error', type(answer) == 'table' and answer.err or tostring(answer)}
+  end
+  answers[#answers + 1] = answer or 0
   at = at + 2 + count
 end
 reap()

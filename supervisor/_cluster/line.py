@@ -89,6 +89,8 @@ class Line:
     connected: Callable[[Engine, str | None], None]
     #: Told that a connection was lost, or could not be had, and why.
     lost: Callable[[str], None]
+    #: Told what an answer has raised that could not be understood; it ends nothing.
+    failed: Callable[[Exception], None]
     rng: random.Random = attrs.field(repr=False)
     #: Until when this node is known to live, on Trio's clock.
     valid_until: float = -math.inf
@@ -241,7 +243,13 @@ class Line:
         self.valid_until = sent_at + self.lease
         self._sent = []
         for operation, answer in zip(batch, answers, strict=True):
-            operation.settle(answer)
+            try:
+                if isinstance(answer, list) and answer[:1] == [b"error"]:
+                    operation.settle(error=OutcomeUnknown(f"{operation.name}: the engine has failed"))
+                    raise ValueError(bytes(answer[1]).decode(errors="replace"))
+                operation.settle(answer)
+            except Exception as exception:  # noqa: BLE001 - reported as a Failed event; somebody has written into the engine
+                self.failed(exception)
 
     def _head(self, number: str) -> list[Argument]:
         return [self.prefix, self.node, number, round(self.lease * 1000)]
