@@ -145,7 +145,7 @@ async def open_redis(place: Place, patience: float) -> AsyncGenerator[Engine, No
         fault, rest = _split(error)
         if fault is None or rest is not None:
             raise
-        raise EngineLost(str(fault) or type(fault).__name__) from None
+        raise EngineLost(str(fault) or type(fault).__name__) from None  # noqa: ASYNC104 - whoever is cancelled, too, sees it next
 
 
 def _split(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
