@@ -174,6 +174,9 @@ class Network:
     def _judge_hearing(self, listener: Listener) -> None:
         heard = [(it["seq"], it["n"]) for it in map(json.loads, listener.wire.sent)]
         numbers = [number for number, _ in heard]
+        texts = [n for _, n in heard]
+        if len(set(texts)) != len(texts):
+            self.problems.append("what was said once is told twice")
         if numbers != sorted(set(numbers)):
             self.problems.append("a message twice, or out of order")
         wanted = {number: n for number, n in self.told.items() if number > (listener.since or 0)}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import trio
 
-from properties.engine import Simulated
+from properties.engine import Simulated, Store
 from properties.simulation import play
 from supervisor._cluster.engine import open_redis, parse_url
 from tests.valkey import Valkey
@@ -31,6 +31,51 @@ def test_networks_that_fail_leave_everything_as_it_should_be(seeds: range, recor
 def test_a_seed_is_a_run() -> None:
     first, second = play(3), play(3)
     assert (first.scripts, first.told) == (second.scripts, second.told)
+
+
+def script(simulated: Simulated, node: str, *operation: Any) -> Any:
+    """What one operation of a node is answered; its lease is a second."""
+    _, answer = simulated.evaluate(["p:", node, "", 1000, operation[0], len(operation) - 1, *operation[1:]])
+    return answer
+
+
+def claim(simulated: Simulated, node: str, user: str, name: str, policy: str = "refuse") -> Any:
+    return script(simulated, node, "claim", user, f"{node}-{name}", "", "0", 3, 10_000, policy, "refuse")
+
+
+@pytest.mark.req("A59", "R25")
+def test_what_a_lost_node_has_left_of_a_user_is_not_held_against_them() -> None:
+    """However much it has left of others, which takes many calls to take back."""
+    clock = 0.0
+    simulated = Simulated(random.Random(), Store(now=lambda: clock))
+    for node in "xy":
+        script(simulated, node, "enter", "run", "epoch")
+    for number in range(1800):
+        assert claim(simulated, "x", f"user-{number // 3}", f"c{number}") == [b"in"]
+    assert claim(simulated, "y", "user-599", "c1") == [b"full", b"per user", 3]
+    clock = 0.9
+    script(simulated, "y", "renew")
+    clock = 1.5
+    assert claim(simulated, "y", "user-599", "c1") == [b"in"]
+    for _ in range(5):
+        script(simulated, "y", "renew")
+    assert list(simulated.store.values[b"p:all"]) == [b"y-c1 user-599"]
+    assert b"p:n:x" not in simulated.store.values
+
+
+@pytest.mark.req("A59")
+def test_who_has_come_in_again_is_not_robbed_by_who_has_waited_for_them_before() -> None:
+    simulated = Simulated(random.Random(), Store(now=lambda: 0.0))
+    for node in "xy":
+        script(simulated, node, "enter", "run", "epoch")
+    for number in range(3):
+        claim(simulated, "x", "ann", f"c{number}")
+    assert claim(simulated, "y", "ann", "c9", "evict-oldest") == [b"in", b"x-c0 ann"]
+    script(simulated, "y", "leave", "y-c9 ann")
+    script(simulated, "x", "enter", "run", "epoch")
+    assert claim(simulated, "x", "ann", "c0") == [b"in"]
+    script(simulated, "y", "rob", "x-c0 ann")
+    assert b"x-c0 ann" in simulated.store.values[b"p:all"]
 
 
 async def test_the_simulated_engine_answers_as_a_real_one_does(valkey: Valkey) -> None:

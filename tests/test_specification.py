@@ -15,6 +15,7 @@ from tests.requirements import NO_SPIN
 MODEL = Path(__file__).parent.parent / "docs" / "specification" / "admission.pml"
 
 
+@pytest.mark.slow
 @pytest.mark.req("R41", "A59")
 @pytest.mark.skipif(not (shutil.which("spin") and shutil.which("cc")), reason=NO_SPIN)
 @pytest.mark.parametrize(
