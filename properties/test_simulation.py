@@ -28,6 +28,14 @@ def test_networks_that_fail_leave_everything_as_it_should_be(seeds: range, recor
     record_property("scripts", scripts)
 
 
+@pytest.mark.req("R41")
+@pytest.mark.parametrize(("nodes", "seeds"), [(10, 5), (100, 1)])
+def test_so_do_many_nodes(nodes: int, seeds: int) -> None:
+    for seed in range(seeds):
+        network = play(seed, nodes)
+        assert network.problems == [], f"seed {seed}: {network.problems[:5]}"
+
+
 def test_a_seed_is_a_run() -> None:
     first, second = play(3), play(3)
     assert (first.scripts, first.told) == (second.scripts, second.told)

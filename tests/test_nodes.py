@@ -20,7 +20,7 @@ import trio
 
 from supervisor import ClusterOptions, Options, Timeouts
 from supervisor._words.profiles import choose_profile
-from supervisor.client import Gap, Message, open_client
+from supervisor.client import Gap, Message, OutcomeUnknown, RequestFailed, open_client
 from tests.cutting import converse, judge
 from tests.serving import Process, connect, open_server
 from tests.test_client import deal
@@ -339,3 +339,62 @@ async def test_who_looks_at_one_node_sees_the_houses_of_all(valkey: Valkey) -> N
                 await trio.to_thread.run_sync(other.process.kill)
                 while told[-1]["statistics"]["connections"] != 0 or len(told[-1]["statistics"]["by_node"]) != 1:
                     await hear()
+
+
+@pytest.mark.req("A57", "R39", "R41")
+async def test_what_an_engine_loses_that_is_killed_under_load_is_announced(
+    valkey: Valkey, record_property: Any
+) -> None:
+    cluster = Options(cluster=ClusterOptions(url=valkey.url, lease=LEASE, patience=0.3))
+    async with open_server(options=cluster) as one, open_server(options=cluster) as other:
+        async with (
+            open_client(f"ws://127.0.0.1:{one.port}/ws?user=ann") as ann,
+            open_client(f"ws://127.0.0.1:{other.port}/ws?user=bob") as bob,
+            trio.open_nursery() as nursery,
+        ):
+            await ann.join("r")
+            await bob.join("r")
+            said: list[int] = []
+            heard: list[int | None] = []
+            over = trio.Event()
+
+            async def talk() -> None:
+                number = 0
+                while not over.is_set():
+                    number += 1
+                    with contextlib.suppress(RequestFailed, OutcomeUnknown):
+                        await bob.publish("r", number)
+                        said.append(number)
+                    await trio.sleep(0.002)
+
+            async def listen() -> None:
+                async for it in ann:
+                    if isinstance(it, Message):
+                        heard.append(it.data)
+                    elif isinstance(it, Gap) and it.room == "r":
+                        heard.append(None)
+
+            async def ignore() -> None:
+                async for _ in bob:
+                    pass
+
+            for task in (talk, listen, ignore):
+                nursery.start_soon(task)
+            await until(lambda: len(heard) > 50)
+            for _ in range(2):
+                valkey.kill()
+                await trio.sleep(0.2)
+                before = len(said)
+                valkey.start()
+                await until(lambda before=before: len(said) > before + 100)
+            over.set()
+            await until(lambda: heard[-1] == said[-1])
+            nursery.cancel_scope.cancel()
+    numbers = [number for number in heard if number is not None]
+    assert numbers == sorted(set(numbers)), "twice, or in another order"
+    for lost in set(said) - set(numbers):
+        place = next(index for index, number in enumerate(heard) if number is not None and number > lost)
+        before = max(index for index, number in enumerate(heard[:place]) if number is not None)
+        assert None in heard[before:place], f"{lost} was lost without a word"
+    record_property("told by an engine that was killed twice", len(said))
+    record_property("of these lost, and announced", len(set(said) - set(numbers)))
