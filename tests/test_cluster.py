@@ -539,6 +539,17 @@ async def test_what_no_node_would_write_is_counted_and_hurts_nobody(valkey: Valk
         assert one.here("a") == 1
 
 
+@contextlib.asynccontextmanager
+async def deaf(node: Node, channel: str) -> AsyncIterator[None]:
+    """A node does not hear what is said there, for the length of the block."""
+    engine, other = node.cluster.line.engine, node.supervisor.room("other")
+    engine.unsubscribe([channel])
+    await other.tell({"wait": "for that"})
+    yield
+    engine.subscribe([channel])
+    await other.tell({"wait": "for that, too"})
+
+
 @pytest.mark.req("A61")
 async def test_messages_that_do_not_come_are_asked_for(valkey: Valkey) -> None:
     async with open_nodes(valkey) as (one, other):
@@ -547,12 +558,9 @@ async def test_messages_that_do_not_come_are_asked_for(valkey: Valkey) -> None:
         await one.supervisor.room("r").attend()
         first = (await other.supervisor.room("r").tell({"n": 0})).seq
         await until(lambda: len(said(ann)) == 1)
-        one.cluster.line.engine.unsubscribe(["ws-supervisor:c:room:r"])
-        await one.supervisor.room("other").tell({"wait": "for that"})
-        for number in range(1, 4):
-            await other.supervisor.room("r").tell({"n": number})
-        one.cluster.line.engine.subscribe(["ws-supervisor:c:room:r"])
-        await one.supervisor.room("other").tell({"wait": "for that, too"})
+        async with deaf(one, "ws-supervisor:c:room:r"):
+            for number in range(1, 4):
+                await other.supervisor.room("r").tell({"n": number})
         assert len(said(ann)) == 1
         await other.supervisor.room("r").tell({"n": 4})
         await until(lambda: len(said(ann)) == 5)
@@ -567,12 +575,9 @@ async def test_what_nobody_has_any_more_is_announced(valkey: Valkey) -> None:
         await one.supervisor.room("r").attend()
         first = (await other.supervisor.room("r").tell({"n": 0})).seq
         await until(lambda: len(said(ann)) == 1)
-        one.cluster.line.engine.unsubscribe(["ws-supervisor:c:room:r"])
-        await one.supervisor.room("other").tell({"wait": "for that"})
-        for number in range(1, 9):
-            await other.supervisor.room("r").tell({"n": number})
-        one.cluster.line.engine.subscribe(["ws-supervisor:c:room:r"])
-        await one.supervisor.room("other").tell({"wait": "for that, too"})
+        async with deaf(one, "ws-supervisor:c:room:r"):
+            for number in range(1, 9):
+                await other.supervisor.room("r").tell({"n": number})
         await other.supervisor.room("r").tell({"n": 9})
         await until(lambda: len(said(ann)) == 3)
         assert [it["n"] for it in said(ann)] == [0, 8, 9]
