@@ -225,6 +225,26 @@ async def test_random_cuts_between_nodes_lose_nothing(valkey: Valkey, cuts: int,
     record_property("outcomes unknown", sum(number is None for talker in talkers for _, number in talker.said))
 
 
+@pytest.mark.req("A57")
+async def test_a_server_that_starts_before_the_engine_does(valkey: Valkey) -> None:
+    valkey.kill()
+    cluster = ClusterOptions(url=valkey.url, lease=LEASE, patience=0.3)
+    async with open_server(options=Options(cluster=cluster)) as server, connect(server) as raw:
+        await raw.upgrade()
+        epoch = (await raw.message())["epoch"]
+        await raw.say(op="join", room="r", ref=1)
+        assert (await raw.message())["ref"] == 1
+        await raw.say(op="publish", room="r", data=1, ref=2)
+        assert (await raw.message())["code"] == "unavailable"
+        valkey.start()
+        with trio.fail_after(10):
+            welcome = await raw.message()
+        assert (welcome["type"], welcome["epoch"] != epoch) == ("welcome", True)
+        await raw.say(op="publish", room="r", data=2, ref=3)
+        assert (await raw.message())["seq"] > 0
+        assert members(valkey, "ann") == 1
+
+
 @pytest.mark.req("R32")
 async def test_the_golden_path_goes_on_beside_an_engine_that_stalls(valkey: Valkey) -> None:
     cluster = ClusterOptions(url=valkey.url, lease=LEASE, patience=0.3)

@@ -192,7 +192,7 @@ class Cluster:
             self.attendance.begin_anew()
         self.line.drop(lambda it: it.name in _STATED and it.over is None)
         self.line.restate([*self.leases.restate(), *self.attendance.state()])
-        if another and self._entered.is_set():
+        if another:
             self.line.ask("look", then=lambda _: self.supervisor.change_epoch())  # when all is known again
 
     def _lost(self, why: str) -> None:
