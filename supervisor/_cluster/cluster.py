@@ -230,8 +230,10 @@ class Cluster:
                 pass
             case "order":
                 self.orders.hear(first, rest)
-            case "lost":
-                self.supervisor.post(events.NodeLost(at=trio.current_time(), node=first))
+            case "lost" | "left" if first != self.node:
+                self.supervisor.post(events.NodeLost(at=trio.current_time(), node=first, left=kind == "left"))
+            case "lost" | "left":
+                pass
             case _:
                 raise ValueError(f"an order of an unknown kind: {kind[:20]!r}")
 

@@ -299,7 +299,7 @@ end
 
 function ops.exit()
   clear(node, 1000000)
-  redis.call('PUBLISH', EVERYBODY, 'lost ' .. node .. ' ')
+  redis.call('PUBLISH', EVERYBODY, 'left ' .. node .. ' ')
 end
 
 -- Reading ----------------------------------------------------------------------------------------------------------

@@ -69,6 +69,8 @@ def _level(event: Event) -> int:
     match event:
         case events.Refused(hard=True):
             return logging.ERROR
+        case events.NodeLost(left=True):
+            return logging.INFO
         case events.Closed(stuck_at=str()):
             return logging.ERROR
         case events.Audited() if event.orphans:

@@ -210,9 +210,10 @@ class NodeDisconnected(Event):
 
 @attrs.frozen(kw_only=True)
 class NodeLost(Event):
-    """Another node has left, or was given up: its seats are free."""
+    """Another node was given up, or has `left` by itself: its seats are free."""
 
     node: str
+    left: bool = False
 
 
 @attrs.frozen(kw_only=True)
