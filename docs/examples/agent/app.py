@@ -24,6 +24,7 @@ HERE = Path(__file__).parent
 DOCUMENTS = HERE.parent.parent
 #: Seconds between two words.
 PACE = 0.03
+_CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[([^]]*)\]\([^)]*\)")
 _WORD = re.compile(r"[a-z]{3,}")
 _COMMON = frozenset(
@@ -49,9 +50,10 @@ def words_of(text: str) -> frozenset[str]:
 
 def _passages() -> Iterator[Passage]:
     for path in sorted(DOCUMENTS.rglob("*.md")):
-        for paragraph in path.read_text().split("\n\n"):
-            if not paragraph.startswith(("|", "```", "#", "<", ">>>")):
-                text = _LINK.sub(r"\1", " ".join(paragraph.split())).replace("**", "").replace("`", "")
+        for paragraph in _CODE.sub("", path.read_text()).split("\n\n"):
+            if not paragraph.startswith(("|", "#", "<")):
+                plain = _LINK.sub(r"\1", paragraph).replace("**", "").replace("`", "")
+                text = " ".join(plain.split())
                 yield Passage(str(path.relative_to(DOCUMENTS)), text, words_of(text))
 
 
