@@ -18,7 +18,7 @@ async def fails_at_once(conn: Connection) -> None:
     raise RuntimeError("a handler that cannot do anything")
 
 
-HANDLERS = (None, hub, echo, reads_once, fails_at_once)
+HANDLERS = (None, hub, *(pytest.param(it, marks=pytest.mark.slow) for it in (echo, reads_once, fails_at_once)))
 
 
 def machine_of(handler) -> type[SupervisorMachine]:
@@ -28,7 +28,7 @@ def machine_of(handler) -> type[SupervisorMachine]:
 @pytest.mark.req("R10", "R15", "R16", "R42", "R44")
 @pytest.mark.parametrize("handler", HANDLERS, ids=lambda handler: getattr(handler, "__name__", "puppet"))
 def test_a_model_agrees_after_every_step(handler) -> None:
-    examples = 25 if handler else 60
+    examples = 25 if handler else 40
     chosen = settings(max_examples=examples, stateful_step_count=25)
     case = machine_of(handler).TestCase
     case.settings = chosen

@@ -15,7 +15,7 @@ import pytest
 from properties.schedules import play_one
 from supervisor.testing.schedule import Fingerprint
 
-CHUNK = 75
+CHUNK = 50
 CHUNKS = 4
 #: How many seeds CI tries, in two processes, beginning anywhere.
 MANY = 10_000

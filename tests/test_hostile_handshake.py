@@ -266,6 +266,7 @@ async def drop(stream: trio.abc.ReceiveStream) -> None:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.req("A05", "A16")
 async def test_five_hundred_dripping_headers_at_256_file_descriptors(unused_port: int, record_property) -> None:
     """Half handshakes are sent away for whoever comes, oldest first, so that somebody honest gets in all the while."""

@@ -73,6 +73,7 @@ def test_a_leak_does_not_hide_in_memory_that_was_free() -> None:
 
 
 @pytest.mark.req("R23")
+@pytest.mark.slow
 def test_what_has_grown_is_named() -> None:
     @attrs.define
     class Kept:
