@@ -58,16 +58,16 @@ def test_what_a_lost_node_has_left_of_a_user_is_not_held_against_them() -> None:
     simulated = Simulated(random.Random(), Store(now=lambda: clock))
     for node in "xy":
         script(simulated, node, "enter", "run", "epoch")
-    for number in range(1800):
+    for number in range(1200):
         assert claim(simulated, "x", f"user-{number // 3}", f"c{number}") == [b"in"]
-    assert claim(simulated, "y", "user-599", "c1") == [b"full", b"per user", 3]
+    assert claim(simulated, "y", "user-399", "c1") == [b"full", b"per user", 3]
     clock = 0.9
     script(simulated, "y", "renew")
     clock = 1.5
-    assert claim(simulated, "y", "user-599", "c1") == [b"in"]
+    assert claim(simulated, "y", "user-399", "c1") == [b"in"]
     for _ in range(5):
         script(simulated, "y", "renew")
-    assert list(simulated.store.values[b"p:all"]) == [b"y-c1 user-599"]
+    assert list(simulated.store.values[b"p:all"]) == [b"y-c1 user-399"]
     assert b"p:n:x" not in simulated.store.values
 
 

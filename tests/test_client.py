@@ -37,7 +37,9 @@ from supervisor.client import (
     RunEvent,
     open_client,
 )
+from supervisor.client.conversation import Conversation
 from supervisor.client.inbox import MOST
+from supervisor.client.requests import Again
 from supervisor.client.returning import FIRST, SPREAD, pause
 from supervisor.client.sequence import Missing, Sequence
 from tests.cutting import converse, hub, judge
@@ -365,6 +367,26 @@ async def test_a_run_may_be_followed_before_there_is_a_connection() -> None:
             assert isinstance(told[0], Connected)
             assert [event.seq for event in told[1:]] == [1, 2, 3, 4]
             assert other.user == "ann"
+
+
+@pytest.mark.req("R39")
+def test_a_run_that_was_heard_to_its_end_before_its_reply_is_not_told_again() -> None:
+    told: list[Any] = []
+    talk = Conversation(told.append)
+    welcome = {"type": "welcome", "connection": "c1", "user": "ann", "epoch": "e", "seq": 0}
+    said = [
+        {"type": "run", "run": "r1", "event": event, "data": None, "seq": n}
+        for n, event in ((1, "a"), (2, "run_ended"))
+    ]
+    talk.requests.make({"op": "run", "agent": "x", "id": "mine"}, Again.KNOWN, talk.begin_run)
+    for _ in range(2):  # and the reply is lost with the connection
+        talk.hear(welcome)
+        assert talk.next_frame() == {"op": "run", "agent": "x", "id": "mine", "ref": 1}
+        for frame in said:
+            talk.hear(frame)
+    talk.hear({"type": "reply", "ref": 1, "run": "r1", "seq": 2, "complete": True, "outcome": "completed"})
+    assert [(it.event, it.seq) for it in told if isinstance(it, RunEvent)] == [("a", 1), ("run_ended", 2)]
+    assert (talk.runs, talk._ended_early) == ({}, set())
 
 
 # -- the numbers of one audience -------------------------------------------------------------------------------

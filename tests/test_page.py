@@ -79,9 +79,9 @@ def crowd(server: Process, users: int, each: int, first: int = 0) -> Iterator[li
         yield socks
 
 
-def until(page: Any, expression: str) -> None:
+def until(page: Any, expression: str, seconds: float = 15) -> None:
     """Wait until it is so. The page itself must not evaluate texts, so it is asked from outside."""
-    patience = time.monotonic() + 15
+    patience = time.monotonic() + seconds
     while not page.evaluate(expression):
         assert time.monotonic() < patience, expression
         page.wait_for_timeout(20)
@@ -190,9 +190,11 @@ def test_the_server_goes_away_and_comes_back(page: Any, unused_port: int, end: s
         page.wait_for_selector("#state[data-state=lost]")
     with Process(port=unused_port) as server:
         page.wait_for_selector("#state[data-state=well]")
-        seats(page, 0)  # what was there before is not there any more
-        page.click("#connect")
+        # what was there before is not there any more; but its tab comes back by itself
+        until(page, "document.getElementById('log').innerText.includes(', again')", 60)
         seats(page, 1)
+        page.click("#connect")
+        seats(page, 2)
 
 
 def test_after_a_restart_nobody_is_taken_for_somebody_else(page: Any, unused_port: int) -> None:
