@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from supervisor import Connection, Identity, Limits, Options, Request, Server, Unauthorized, events
+from supervisor._decisions.dues import OVERRUN
 from tests.serving import Raw, connect, frame, open_server, settled, upgrade_head
 from tests.siege import Delay, lives
 
@@ -100,4 +101,5 @@ async def test_nobody_takes_longer_than_the_bound(
         record_property(f"slowest of {EACH}", slowest)
         record_property("this machine was late by", delay.longest)
         assert slowest <= 0.5 + 2 * delay.longest  # it may begin in one such moment, and end in another
-        assert server.supervisor.statistics().set_aside == 0
+        # A wire has OVERRUN to let go; a machine that is late by half of that may take all of it.
+        assert server.supervisor.statistics().set_aside == 0 or delay.longest > OVERRUN / 2

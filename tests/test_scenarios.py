@@ -211,7 +211,7 @@ async def test_a_noisy_user_with_twenty_zombies_beside_two_others(record_propert
                     guests.append(await stack.enter_async_context(connect(server)))
                     await guests[-1].upgrade(f"/ws?user={user}")
             echoes, without, beside = Echoes(guests), [], []
-            for _ in range(20):
+            for _ in range(40):
                 without.append(await echoes.p99())
                 async with twenty_zombies(server):
                     async with connect(server) as arriving:  # the twenty-first, for which the oldest leaves

@@ -118,12 +118,17 @@ class Cluster:
             card = json.dumps({"run": run.id, "known_by": run.known_by, "outcome": outcome})
             self.line.ask("run", run.user, run.id, card, milliseconds(self.ledger.limits.history_age))
 
+    async def register(self, run: Run) -> None:
+        """See `Nodes.register`."""
+        self.know(run)
+        with contextlib.suppress(Unavailable, OutcomeUnknown):  # it begins all the same
+            await self.runs(run.user)
+
     async def runs(self, user: str) -> list[dict[str, Any]]:
-        """See `Nodes.runs`; none, if the engine does not say."""
-        try:
-            answer = await self.line.do("runs", user, patience=self.options.patience if self.line.alive else 0.0)
-        except (Unavailable, OutcomeUnknown):
+        """See `Nodes.runs`; none, if the engine has been away for longer than the lease."""
+        if not self.line.alive:
             return []
+        answer = await self.line.do("runs", user, patience=self.options.patience)
         return [json.loads(card) for card in answer]
 
     async def follow(self, conn: Connection, run: str, after: int | None) -> tuple[bool, int]:

@@ -57,8 +57,15 @@ class Nodes(Protocol):
         """Have the other nodes find a run of ours, or see how it has ended."""
         ...
 
+    async def register(self, run: Run) -> None:
+        """`know`, and return once it is known, or after a while."""
+        ...
+
     async def runs(self, user: str) -> list[dict[str, Any]]:
-        """The runs of a user that other nodes have: ``run``, ``known_by``, and ``outcome``, None if it is not over."""
+        """The runs of a user that other nodes have: ``run``, ``known_by``, and ``outcome``, None if it is not over.
+
+        `Unavailable` or `OutcomeUnknown` if that cannot be said now.
+        """
         ...
 
     async def follow(self, conn: Connection, run: str, after: int | None) -> tuple[bool, int]:

@@ -258,21 +258,31 @@ class Guest:
             for run in supervisor.runs(self.conn.user):
                 if run.known_by == known_by:
                     return _told_of(run, complete=run.follow(self.conn, 0))
-            for card in await self._runs_elsewhere():
-                if card["known_by"] == known_by:
-                    return await self._follow_elsewhere(card["run"], 0)
+            elsewhere = await self._begun_elsewhere(known_by)
+            if elsewhere is not None:
+                return await self._follow_elsewhere(elsewhere, 0)
         try:
             run = supervisor.start_run(self.conn.user, self.hub.agents[name], data)
         except RunLimitReached as limit:
             raise _mistake("limit_reached", str(limit)) from None
         run.known_by = known_by
         if supervisor.nodes is not None:
-            supervisor.nodes.know(run)
+            await supervisor.nodes.register(run)  # before anybody hears of it, who may then ask another node
         return _told_of(run, complete=run.follow(self.conn, 0))
+
+    async def _begun_elsewhere(self, known_by: str | int) -> str | None:
+        """The run that another node has begun for the same request; where that cannot be said, none: work goes on."""
+        try:
+            return next((card["run"] for card in await self._runs_elsewhere() if card["known_by"] == known_by), None)
+        except Mistake:
+            return None
 
     async def _runs_elsewhere(self) -> list[Frame]:
         nodes = self.conn.supervisor.nodes
-        return [] if nodes is None else await nodes.runs(self.conn.user)
+        try:
+            return [] if nodes is None else await nodes.runs(self.conn.user)
+        except (Unavailable, OutcomeUnknown):
+            raise _mistake("unavailable", "it is not known now what is done at the other nodes") from None
 
     async def _follow_elsewhere(self, run: str, after: int | None) -> Frame:
         nodes = self.conn.supervisor.nodes

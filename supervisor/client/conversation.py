@@ -162,6 +162,8 @@ class Conversation:
         def restored(answer: Frame) -> None:
             if answer["type"] == "reply":
                 self.settle_run(answer)
+            elif answer["code"] == "unavailable" and run in self.runs:
+                self._restore_run(run, same=True)
             elif self.runs.pop(run, None) is not None:
                 self._hand_on(sequence.restart(), run=run)
                 self.tell(RunEvent(run, "run_ended", {"outcome": None}, 0))

@@ -410,6 +410,7 @@ export class Hub {
     sequence.recover();
     this.restore({ op: "follow", run, seq: sequence.last }, (answer) => {
       if (answer.type === "reply") this.settleRun(run, answer);
+      else if (answer.code === "unavailable" && this.runs.has(run)) this.restoreRun(run, sequence, true);
       else if (this.runs.has(run)) over();
     });
   }
