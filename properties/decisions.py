@@ -36,7 +36,7 @@ from supervisor import (
 from supervisor._decisions.admission import Admit, Refuse, Wait, decide
 from supervisor._decisions.bulletin import Bulletin, step
 from supervisor._decisions.dues import OVERRUN, Act, lifetime, next_due
-from supervisor._decisions.histories import Histories
+from supervisor._decisions.histories import OVERHEAD, Histories
 from supervisor._decisions.memberships import Group, Memberships
 from supervisor._decisions.outbox import Outbox, Put, Queued
 from supervisor._decisions.ranking import Ranking
@@ -531,10 +531,12 @@ class HistoryMachine(RuleBasedStateMachine):
     @initialize(
         messages=st.integers(0, 4),
         octets=st.sampled_from([0, 20, 1000]),
-        total=st.sampled_from([0, 30, 100, 10_000]),
+        room=st.sampled_from([(0, 0), (1, 30), (2, 60), (2, 10_000)]),
         age=st.sampled_from([1.0, 5.0]),
     )
-    def open(self, messages: int, octets: int, total: int, age: float) -> None:
+    def open(self, messages: int, octets: int, room: tuple[int, int], age: float) -> None:
+        """Room in all for so many histories, and for so many bytes of their messages."""
+        total = room[0] * OVERHEAD + room[1]
         self.limits = Limits(
             history_messages=messages, history_bytes=octets, history_bytes_total=total, history_age=age
         )

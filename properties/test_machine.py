@@ -6,8 +6,8 @@ import pytest
 from hypothesis import settings
 
 from properties.decisions import run_machine
-from supervisor import Connection, echo, hub
-from supervisor.testing import SupervisorMachine
+from supervisor import Connection, Limits, Policies, Timeouts, echo, hub
+from supervisor.testing import Fault, FaultWire, SupervisorMachine
 
 
 async def reads_once(conn: Connection) -> None:
@@ -33,6 +33,15 @@ def test_a_model_agrees_after_every_step(handler) -> None:
     case = machine_of(handler).TestCase
     case.settings = chosen
     case("runTest").runTest()
+
+
+@pytest.mark.req("R11")
+def test_a_goodbye_that_does_not_end_is_given_what_is_promised_and_no_more() -> None:
+    machine = SupervisorMachine()
+    machine.open(0, Limits(), Timeouts(), Policies())
+    machine.connect("ann", FaultWire(faults=[Fault("close", "shield")]))
+    machine.everything_agrees()
+    machine.teardown()
 
 
 @pytest.mark.slow

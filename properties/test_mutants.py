@@ -20,15 +20,9 @@ def convicted(name: str) -> bool:
     return done.returncode != 0
 
 
-#: Some of those in histories survived at last sight, by the properties alone; it is not known yet why.
-HISTORIES = ("_decisions.histories", "_decisions.backlog")
-OPEN = pytest.mark.xfail(strict=False, reason="histories: not every one is convicted, which is to be looked into")
-EACH = [pytest.param(name, marks=OPEN) if it.module in HISTORIES else name for name, it in MUTANTS.items()]
-
-
 @pytest.mark.slow
 @pytest.mark.req("R44")
-@pytest.mark.parametrize("mutant", EACH)
+@pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_broken_core_is_convicted(mutant: str) -> None:
     assert convicted(mutant)
 
