@@ -99,3 +99,18 @@ def test_what_fails_behind_a_step_ends_the_run() -> None:
     with pytest.raises(ExceptionGroup) as caught:
         stepper.advance(2)
     assert caught.value.subgroup(ValueError)
+
+
+def test_who_shields_a_sleep_does_not_keep_a_stepper_from_closing() -> None:
+    stepper = Stepper(0)
+    slept: list[float] = []
+
+    async def sleeper() -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(100)
+        slept.append(trio.current_time())
+
+    assert stepper.nursery is not None
+    stepper.call(stepper.nursery.start_soon, sleeper)
+    stepper.close()
+    assert slept == [100]

@@ -31,7 +31,7 @@ from .._words.identity import Identity
 from .._words.limits import Limits, Policies, Timeouts
 from . import strategies
 from .holders import who_holds
-from .model import HAIR, Guest, Model
+from .model import HAIR, OVERRUN, Guest, Model
 from .schedule import Stepper
 from .wire import FaultWire, Peer
 from .world import STRAY
@@ -385,7 +385,7 @@ class SupervisorMachine(RuleBasedStateMachine):
             self._leave.set()
 
         self.stepper.call(leave)
-        self.stepper.advance(max(self.timeouts.close, self.timeouts.handler_exit) + HAIR)
+        self.stepper.advance(max(self.timeouts.close + OVERRUN, self.timeouts.handler_exit) + HAIR)
         if not self._left.is_set():
             assert self.supervisor.statistics().stuck, "closed late, though nobody is stuck"
             self.stepper.advance(10)

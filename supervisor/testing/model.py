@@ -23,7 +23,7 @@ from .wire import FaultWire, Peer
 #: Two ways of adding up the same floating-point numbers may differ by this much.
 HAIR = 1e-6
 #: Beyond ``timeouts.close``, a goodbye that does not end by itself is given this long.
-_OVERRUN = 0.1
+OVERRUN = 0.1
 #: What happens to nobody while limits are only watched.
 _LIMITED = (CloseReason.EVICTED, CloseReason.SHED, CloseReason.IDLE, CloseReason.LIFETIME)
 
@@ -304,7 +304,7 @@ class Model:
         guest.closed, guest.aside = event, event.stuck_at is not None
         if guest.aside and (guest.obedient or not guest.running) and not guest.wire.faults:
             self._complain(guest, f"set aside at {event.stuck_at}, though only its peer was slow")
-        if event.cleanup > max(self.timeouts.close + _OVERRUN, self.timeouts.handler_exit) + HAIR:
+        if event.cleanup > max(self.timeouts.close + OVERRUN, self.timeouts.handler_exit) + HAIR:
             self._complain(guest, f"cleanup took {event.cleanup:g} s")
 
     # -- who should be in --------------------------------------------------------------------------------------

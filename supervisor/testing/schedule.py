@@ -161,6 +161,7 @@ class Stepper:
         assert self.nursery is not None
         if self._final is None:
             self._token.run_sync_soon(self.nursery.cancel_scope.cancel)
+            self.clock.autojump_threshold = 0  # or whoever shields a sleep would never come to its end
         while self._final is None:
             self._mail.get(timeout=_PATIENCE)()
         self._final.unwrap()
