@@ -171,7 +171,8 @@ class Echoes:
 
     guests: list[Raw]
 
-    async def p99(self, rounds: int = 500, warm_up: int = 100) -> float:
+    async def p99(self, rounds: int = 1000, warm_up: int = 1000) -> float:
+        """A processor that has been idle for a moment is slower for some hundred rounds, whoever is beside."""
         waits = []
         for raw in itertools.islice(itertools.cycle(self.guests), warm_up + rounds):
             started = trio.current_time()
@@ -198,7 +199,7 @@ async def twenty_zombies(server: Server) -> AsyncIterator[None]:
 @pytest.mark.slow
 @pytest.mark.req("R31")
 async def test_a_noisy_user_with_twenty_zombies_beside_two_others(record_property) -> None:
-    """In turns, with and without; each round is compared with its neighbour, because others use this machine too."""
+    """In turns, without and beside; each is compared with its neighbours, because others use this machine too."""
     policies = Policies(shed_at=1.0, shed_to=1.0)
     timeouts = Timeouts(ping_interval=60, write_progress=60)
     async with open_server(
@@ -210,9 +211,9 @@ async def test_a_noisy_user_with_twenty_zombies_beside_two_others(record_propert
                 for _ in range(count):
                     guests.append(await stack.enter_async_context(connect(server)))
                     await guests[-1].upgrade(f"/ws?user={user}")
-            echoes, without, beside = Echoes(guests), [], []
-            for _ in range(40):
-                without.append(await echoes.p99())
+            echoes, beside = Echoes(guests), []
+            without = [await echoes.p99()]
+            for _ in range(80):
                 async with twenty_zombies(server):
                     async with connect(server) as arriving:  # the twenty-first, for which the oldest leaves
                         started = trio.current_time()
@@ -221,7 +222,9 @@ async def test_a_noisy_user_with_twenty_zombies_beside_two_others(record_propert
                     while server.supervisor.statistics().closing:
                         await trio.sleep(0.005)
                     beside.append(await echoes.p99())
-            ratio = statistics.median(one / other for one, other in zip(beside, without, strict=True))
+                without.append(await echoes.p99())
+            neighbours = map(statistics.fmean, itertools.pairwise(without))
+            ratio = statistics.median(one / other for one, other in zip(beside, neighbours, strict=True))
             record_property("p99 beside twenty zombies over p99 without", ratio)
             assert ratio <= 1.1
             lost = [conn for conn in server.supervisor.connections() if conn.user == "noisy"]
