@@ -43,6 +43,12 @@ async def test_it_does_not_look_all_the_time(autojump_clock) -> None:
     assert len(looks) == 2
 
 
+async def test_it_looks_at_everybody_when_there_is_little_left(autojump_clock) -> None:
+    figures = iter([0.85, 0.89, 0.91, 0.5, 0.95])
+    gauge = Pressure((lambda: (next(figures), 1.0),))
+    assert [gauge.high() for _ in range(5)] == [False, False, True, False, False]
+
+
 @pytest.mark.parametrize(
     ("version", "line", "used"),
     [("second", "0::/app", 700), ("second", "0::/not-seen-from-here", 700), ("first", "4:cpu,memory:/app", 700)],
@@ -108,8 +114,10 @@ cli.main()
 @contextlib.asynccontextmanager
 async def hoarder(port: int) -> AsyncIterator[trio.Process]:
     command = [sys.executable, "-c", textwrap.dedent(HOARDER), str(port)]
+    # Or the first long line that the log's thread writes takes 64 MB of what there is, though of addresses only.
+    run = partial(trio.run_process, env={**os.environ, "MALLOC_ARENA_MAX": "1"}, stderr=subprocess.PIPE, check=False)
     async with trio.open_nursery() as nursery:
-        process = await nursery.start(partial(trio.run_process, command, stderr=subprocess.PIPE, check=False))
+        process = await nursery.start(run, command)
         said = b""
         while b"serving on" not in said:
             said += await process.stderr.receive_some()
@@ -117,6 +125,8 @@ async def hoarder(port: int) -> AsyncIterator[trio.Process]:
         yield process
         assert process.poll() is None, "it has died"
         os.kill(process.pid, signal.SIGTERM)
+        with trio.fail_after(10):
+            await process.wait()
 
 
 async def drop(stream: trio.abc.ReceiveStream) -> None:

@@ -13,8 +13,9 @@ import trio
 
 #: Newcomers are refused from here on; what is left is for those who are in.
 _FULL = 0.9
-#: Seconds for which an answer is good enough.
+#: Seconds for which an answer is good enough, below so much; above, everybody who comes is looked at.
 _FRESH = 0.05
+_NEAR = 0.8
 _PIECE = 1_000_000
 _CGROUP = Path("/sys/fs/cgroup")
 _PAGE = resource.getpagesize()
@@ -29,13 +30,15 @@ class Pressure:
 
     gauges: tuple[Gauge, ...] = attrs.field(factory=lambda: tuple(_gauges()))
     _high: bool = False
-    _looked_at: float = -math.inf
+    _fresh_until: float = -math.inf
 
     def high(self) -> bool:
         """Whether nine tenths of what there may be are used."""
-        if self.gauges and trio.current_time() - self._looked_at >= _FRESH:
-            self._looked_at = trio.current_time()
-            self._high = any(used >= _FULL * maximum for used, maximum in (gauge() for gauge in self.gauges))
+        if self.gauges and trio.current_time() >= self._fresh_until:
+            figures = [gauge() for gauge in self.gauges]
+            self._high = any(used >= _FULL * maximum for used, maximum in figures)
+            near = any(used >= _NEAR * maximum for used, maximum in figures)
+            self._fresh_until = trio.current_time() + (0.0 if near else _FRESH)
         return self._high
 
 
@@ -54,7 +57,7 @@ def _address_space() -> tuple[float, float]:
         return 0.0, math.inf
     used = int(Path("/proc/self/statm").read_text().split()[0]) * _PAGE
     if used >= _FULL * maximum and _can_be_had((1 - _FULL) / 2 * maximum):
-        return 0.0, maximum  # it was freed, and only the address space was not given back
+        return _NEAR * maximum, maximum  # it was freed, and only the address space was not given back
     return used, maximum
 
 
