@@ -218,7 +218,7 @@ def test_sigterm_drains_and_the_process_ends_well() -> None:
 
 
 STUBBORN = """
-    import time, trio
+    import pathlib, resource, signal, time, trio
 
     async def shields(conn):
         with trio.CancelScope(shield=True):
@@ -226,11 +226,28 @@ STUBBORN = """
 
     async def blocks(conn):
         time.sleep(60)
+
+    async def sleeps_on(conn):  # as if the signal had come in the instant before, or to another thread
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        time.sleep(60)
+
+    def take_memory():
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + 4_000_000
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+    async def starves(conn):
+        take_memory()
+        await shields(conn)
+
+    async def hungers(conn):
+        take_memory()
+        await trio.sleep_forever()
 """
 
 
 @pytest.mark.req("R12")
-@pytest.mark.parametrize("handler", ["shields", "blocks"])
+@pytest.mark.parametrize("handler", ["shields", "blocks", "sleeps_on", "starves"])
 def test_no_handler_can_keep_the_process_alive(tmp_path: Path, handler: str) -> None:
     (tmp_path / "stubborn.py").write_text(textwrap.dedent(STUBBORN))
     with Process("--app", f"stubborn:{handler}", "--exit", "0.5", "--drain", "1", cwd=tmp_path) as server:
@@ -239,9 +256,19 @@ def test_no_handler_can_keep_the_process_alive(tmp_path: Path, handler: str) -> 
             status, took, said = server.end(signal.SIGTERM)
         assert status == 1
         assert took < 5
-        assert "exiting with status 1" in said
+        assert "exiting with status 1" in said or handler == "starves"
         if handler == "shields":
             assert "stubborn.py:6" in said, said
+
+
+@pytest.mark.req("R12", "R33")
+def test_a_process_in_which_no_thread_can_be_started_ends_when_told(tmp_path: Path) -> None:
+    (tmp_path / "stubborn.py").write_text(textwrap.dedent(STUBBORN))
+    with Process("--app", "stubborn:hungers", cwd=tmp_path) as server, connect_raw(server.port):
+        server.wait_for("admitted")
+        status, took, _ = server.end(signal.SIGTERM)
+        assert status == 0
+        assert took < 5
 
 
 @pytest.mark.req("A46")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
+import socket
 import threading
-from collections.abc import Iterator
-from types import FrameType
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NoReturn
 
 import attrs
 import trio
@@ -18,9 +22,15 @@ from .._words.limits import Timeouts
 
 _logger = logging.getLogger("supervisor")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+#: What no signal is numbered.
+_DRAINED = 255
 EXIT_STUCK = 1
 #: Seconds that the last words may take.
 _REPORTING = 1.0
+
+
+def _nothing(*_: object) -> None:
+    """Python tells the watchdog, not us: a signal only must have some handler."""
 
 
 @attrs.define(eq=False)
@@ -29,8 +39,8 @@ class Shutdown:
 
     timeouts: Timeouts
     supervisor: Supervisor | None = None
-    #: Ends the process if it does not end by itself; there only once a signal has asked for the end.
-    _watchdog: threading.Timer | None = None
+    #: Tells the watchdog, where there is one, that only the last moment is left.
+    drained: Callable[[], object] = _nothing
     _asked: trio.Event = attrs.field(factory=trio.Event)
     #: Cancelled when somebody asks again: the patience is over.
     _draining: trio.CancelScope = attrs.field(factory=trio.CancelScope)
@@ -49,57 +59,97 @@ class Shutdown:
             await supervisor.drain()
         if self._draining.cancelled_caught:
             await supervisor.cut()
-        if self._watchdog is not None:  # drained early: what is left has its last moment from now
-            self.watch(0.0)
+        self.drained()
 
-    def watch(self, seconds: float) -> None:
-        """Have the process ended when `seconds`, and what comes after the drain, are over; no earlier watch counts."""
-        self.rest()
-        last_moment = seconds + self.timeouts.close + self.timeouts.exit
-        self._watchdog = threading.Timer(last_moment, _end_process, (self.supervisor,))
-        self._watchdog.daemon = True
-        self._watchdog.start()
 
-    def rest(self) -> None:
-        """Everything has ended, or is watched anew."""
-        if self._watchdog is not None:
-            self._watchdog.cancel()
+@attrs.define(eq=False)
+class Watchdog:
+    """Hears of signals, and ends the process if it does not end by itself. For a thread that is there from the start.
+
+    It is told by what Python does in the signal itself: a handler in Python waits until the main thread is back from
+    whatever blocks it. And a process that has no memory left could not start a thread when it is needed.
+    """
+
+    shutdown: Shutdown
+    _ears: socket.socket
+    _token: trio.lowlevel.TrioToken
+    #: A descriptor of whoever was told of signals before, and still is; -1 for nobody.
+    _before: int = -1
+    _asked: int = 0
+    #: When the process is ended; not before a signal has asked for it.
+    _last_moment: float = math.inf
+
+    def watch(self) -> None:
+        """Until nobody can tell it anything any more."""
+        while True:
+            left = self._last_moment - time.monotonic()
+            self._ears.settimeout(None if left == math.inf else max(left, 0.001))
+            try:
+                heard = self._ears.recv(100)
+            except TimeoutError:
+                _end_process(self.shutdown.supervisor)
+            if not heard:
+                return
+            for number in heard:
+                self._hear(number)
+
+    def _hear(self, number: int) -> None:
+        timeouts = self.shutdown.timeouts
+        if number in _SIGNALS:
+            self._asked += 1
+            self._end_in(timeouts.drain if self._asked == 1 else 0.0)
+            with contextlib.suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self.shutdown.signal)
+        elif number == _DRAINED and self._asked:  # maybe early: what is left has its last moment from now
+            self._end_in(0.0)
+        if number != _DRAINED and self._before != -1:
+            with contextlib.suppress(OSError):  # full, so it is awake; or gone
+                os.write(self._before, bytes([number]))
+
+    def _end_in(self, seconds: float) -> None:
+        """When those, and what comes after the drain, are over; no earlier moment counts."""
+        self._last_moment = time.monotonic() + seconds + self.shutdown.timeouts.close + self.shutdown.timeouts.exit
 
 
 @contextlib.contextmanager
 def watch_signals(shutdown: Shutdown) -> Iterator[None]:
-    """Have SIGTERM and SIGINT ask for the end, for the length of the block; and once asked, have it come.
-
-    Plain signal handlers and a thread, because they run even while a handler blocks the whole loop.
-    """
-    token = trio.lowlevel.current_trio_token()
-    asked = 0
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked += 1
-        shutdown.watch(shutdown.timeouts.drain if asked == 1 else 0.0)
-        with contextlib.suppress(trio.RunFinishedError):
-            token.run_sync_soon(shutdown.signal)
-
-    before = {number: signal.signal(number, on_signal) for number in _SIGNALS}
+    """Have SIGTERM and SIGINT ask for the end, for the length of the block; and once asked, have it come."""
+    ears, voice = socket.socketpair()
+    voice.settimeout(0)
+    before = signal.set_wakeup_fd(voice.fileno(), warn_on_full_buffer=False)
+    handlers = {number: signal.signal(number, _nothing) for number in _SIGNALS}
+    shutdown.drained = partial(_tell, voice)
+    watchdog = Watchdog(shutdown, ears, trio.lowlevel.current_trio_token(), before)
+    thread = threading.Thread(target=watchdog.watch, name="watchdog", daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-        shutdown.rest()
+        signal.set_wakeup_fd(before)
+        shutdown.drained = _nothing
+        voice.close()
+        thread.join()
+        ears.close()
 
 
-def _end_process(supervisor: Supervisor | None) -> None:
-    """The last resort, in a thread of its own: Trio rightly waits for a task that ignores its cancellation.
+def _tell(voice: socket.socket) -> None:
+    with contextlib.suppress(BlockingIOError):  # who hears so many signals has a last moment already
+        voice.send(bytes([_DRAINED]))
 
-    Reporting may hang, as a stuck handler may hold the log's lock; ending may not.
+
+def _end_process(supervisor: Supervisor | None) -> NoReturn:
+    """The last resort: Trio rightly waits for a task that ignores its cancellation.
+
+    Reporting may hang, as a stuck handler may hold the log's lock, and may fail for want of memory; ending may not.
     """
-    reporting = threading.Thread(target=_report_stuck, args=(supervisor,), daemon=True)
-    reporting.start()
-    reporting.join(_REPORTING)
-    os._exit(EXIT_STUCK)
+    try:
+        reporting = threading.Thread(target=_report_stuck, args=(supervisor,), daemon=True)
+        reporting.start()
+        reporting.join(_REPORTING)
+    finally:
+        os._exit(EXIT_STUCK)
 
 
 def _report_stuck(supervisor: Supervisor | None) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import logging.handlers
 import queue
-import signal
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any, Literal
 
 #: Lines that wait to be written; of more, only the number is told.
@@ -79,15 +76,4 @@ def log_to_stderr(form: Literal["text", "json"], level: str) -> None:
     writer.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[spooler], force=True)
     logging.getLogger("trio-websocket").setLevel(logging.WARNING)
-    with _signals_kept():
-        logging.handlers.QueueListener(spooler.waiting, writer).start()
-
-
-@contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Signals are for the main thread: one that is started here must not take them, and leave it asleep."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    logging.handlers.QueueListener(spooler.waiting, writer).start()
