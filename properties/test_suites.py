@@ -48,17 +48,13 @@ def test_every_category_convicts_the_reported_manager(category: str) -> None:
     assert spared <= SPARED.keys(), "a check that convicts nobody here"
 
 
-#: What other tests of the default run do at greater length.
-ELSEWHERE = ("random steps agree with a model", "random worlds audited after every step")
-
-
 def each_check() -> list:
     return [
         pytest.param(
             check,
             lab,
             id=f"{check.category}-{check.name}-{lab.door}",
-            marks=() if lab.door == "memory" and check.name not in ELSEWHERE else pytest.mark.slow,
+            marks=() if lab.door == "memory" else pytest.mark.slow,
         )
         for lab in (Memory(hub), Sockets(hub))
         for check in CHECKS

@@ -1,4 +1,4 @@
-"""The specification of admission among nodes, checked by Spin: of five designs, only those hold that are said to."""
+"""The specification of admission among nodes, checked by Spin: of six designs, only those hold that are said to."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ import trio
 
 #: Newcomers are refused from here on; what is left is for those who are in.
 _FULL = 0.9
-#: Seconds for which an answer is good enough, below so much; above, everybody who comes is looked at.
-_FRESH = 0.05
+#: From here on everybody who comes is looked at; below, an answer is good for so many seconds.
 _NEAR = 0.8
+_FRESH = 0.05
 _PIECE = 1_000_000
 _CGROUP = Path("/sys/fs/cgroup")
 _PAGE = resource.getpagesize()

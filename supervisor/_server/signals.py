@@ -30,7 +30,7 @@ _REPORTING = 1.0
 
 
 def _nothing(*_: object) -> None:
-    """Python tells the watchdog, not us: a signal only must have some handler."""
+    """What a signal's handler in Python does, which there must be; and nobody, who is told something."""
 
 
 @attrs.define(eq=False)
@@ -64,16 +64,16 @@ class Shutdown:
 
 @attrs.define(eq=False)
 class Watchdog:
-    """Hears of signals, and ends the process if it does not end by itself. For a thread that is there from the start.
+    """A thread that hears of signals, and ends the process if it does not end by itself.
 
-    It is told by what Python does in the signal itself: a handler in Python waits until the main thread is back from
-    whatever blocks it. And a process that has no memory left could not start a thread when it is needed.
+    Told by Python's C handler, because one in Python would wait until the main thread is back from whatever blocks it;
+    from the start, because a process that has no memory left could not start a thread when it is needed.
     """
 
     shutdown: Shutdown
     _ears: socket.socket
     _token: trio.lowlevel.TrioToken
-    #: A descriptor of whoever was told of signals before, and still is; -1 for nobody.
+    #: The descriptor of whoever was told of signals before (Trio's loop), and still is; -1 for nobody.
     _before: int = -1
     _asked: int = 0
     #: When the process is ended; not before a signal has asked for it.
@@ -94,10 +94,9 @@ class Watchdog:
                 self._hear(number)
 
     def _hear(self, number: int) -> None:
-        timeouts = self.shutdown.timeouts
         if number in _SIGNALS:
             self._asked += 1
-            self._end_in(timeouts.drain if self._asked == 1 else 0.0)
+            self._end_in(self.shutdown.timeouts.drain if self._asked == 1 else 0.0)
             with contextlib.suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self.shutdown.signal)
         elif number == _DRAINED and self._asked:  # maybe early: what is left has its last moment from now

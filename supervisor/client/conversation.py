@@ -192,9 +192,7 @@ class Conversation:
 
     def _hear_run(self, frame: Frame) -> None:
         event = RunEvent(frame["run"], frame["event"], frame["data"], frame["seq"])
-        if (
-            event.run in self._ended_early
-        ):  # all of it was told; it is said again to answer a request that was sent again
+        if event.run in self._ended_early:  # all of it was told; this answers a request that was sent again
             return
         sequence = self.runs.setdefault(event.run, Sequence(0))
         self._hand_on(sequence.hear(event.seq, event), run=event.run)

@@ -24,10 +24,9 @@ from .._words import events
 from .holders import who_holds
 from .lines import OURS, allocated_at, is_library, raised_at
 from .memory import Sample
+from .model import OVERRUN
 
 _FDS = "/proc/self/fd"
-#: How much the connection of a handler under observation may take to be cleaned up, beyond ``timeouts.close``.
-_OVERRUN = 0.1
 
 
 @attrs.frozen(kw_only=True)
@@ -234,7 +233,7 @@ class LeakTracker:
         who = f"{event.connection} of user {event.identity.user!r}"
         if event.stuck_at is not None:
             self._note("stuck", f"the handler of {who} ignores its cancellation", event.stuck_at)
-        elif event.cleanup > self.bound + _OVERRUN:
+        elif event.cleanup > self.bound + OVERRUN:
             self._note("cleanup", f"{who} took {event.cleanup:.3f} s to clean up, bound {self.bound:g} s")
 
     def _note(self, kind: str, text: str, place: str = "") -> None:

@@ -443,7 +443,7 @@ export class Hub {
   }
 
   hearRun(frame) {
-    if (this.endedEarly.has(frame.run)) return;  // all of it was told; it is said again to answer a request that was sent again
+    if (this.endedEarly.has(frame.run)) return;  // all of it was told; this answers a request that was sent again
     if (!this.runs.has(frame.run)) this.runs.set(frame.run, new Sequence(0));
     this.handOn(this.runs.get(frame.run).hear(frame.seq, frame), { run: frame.run });
     if (frame.event !== "run_ended") return;
